@@ -1,0 +1,115 @@
+"""The two records that pass between adapter and policy, once per engine step.
+
+`StepView` is what the policy may know, `StepPlan` what it may decide. A plan is legal if `check_plan` accepts it; what
+the engine then did is held against it by `check_obedience`. Both checks are cheap enough to run on every planned step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from vllm_hybrid.policy.request import RequestView
+from vllm_hybrid.policy.waiting import WaitingRequests
+
+
+class PlanError(Exception):
+    """A plan that breaks a rule, or an engine step that did not follow its plan."""
+
+
+@dataclass(slots=True)
+class StepView:
+    """State of the engine right before a step.
+
+    `fits(view)`: whether a waiting request could be admitted now, after the admissions made so far in this step.
+    `blocks_needed(view)`: KV blocks its admission would take. `reclaimable_blocks(view)`: KV blocks that come free when a
+    running or parked request gives up its memory; 0 if they may not be taken now.
+    """
+
+    now_s: float
+    running: Sequence[RequestView]
+    parked: Sequence[RequestView]
+    waiting: WaitingRequests
+    free_slots: int
+    free_blocks: int
+    total_blocks: int
+    max_tokens: int  # most tokens a step may hold
+    decode_tokens: int  # tokens one decode takes: 1 + speculative drafts
+    last_output_s: float  # when the last tokens were delivered
+    pending_s: float  # seconds that steps already under way are predicted to take still
+    fits: Callable[[RequestView], bool]
+    blocks_needed: Callable[[RequestView], int]
+    reclaimable_blocks: Callable[[RequestView], int]
+
+
+@dataclass(slots=True)
+class StepPlan:
+    """What one step shall do.
+
+    order: every running request that is neither preempted nor parked, in service order; the last ones lose their blocks
+        first if a decode finds none.
+    paused: those of `order` that keep their blocks and get no token in this step.
+    caps: request id -> most tokens for it in this step (>= 1; prefill only: a decode is never cut).
+    preempt: running requests that give up slot and blocks before the step, and recompute later.
+    park: running requests that give up their slot and keep their blocks; one with tokens in flight is paused instead.
+    drop: parked requests that give up their blocks as well.
+    unpark: parked requests that may come back in this step.
+    candidates: waiting requests in the order of admission, asked for one at a time; may be endless in cost, so lazy.
+    """
+
+    token_budget: int
+    order: list[RequestView]
+    paused: list[RequestView] = field(default_factory=list)
+    caps: dict[str, int] = field(default_factory=dict)
+    preempt: list[RequestView] = field(default_factory=list)
+    park: list[RequestView] = field(default_factory=list)
+    drop: list[RequestView] = field(default_factory=list)
+    unpark: list[RequestView] = field(default_factory=list)
+    candidates: Iterable[RequestView] = ()
+
+
+def check_plan(view: StepView, plan: StepPlan) -> None:
+    """Raise PlanError if `plan` could not be carried out on `view`. O(running) in C, no Python loop over `order`."""
+    if not 1 <= plan.token_budget <= view.max_tokens:
+        raise PlanError(f"token budget {plan.token_budget} is outside 1..{view.max_tokens}")
+    gone = set(plan.preempt)
+    gone.update(plan.park)
+    if len(gone) != len(plan.preempt) + len(plan.park):
+        raise PlanError("a request is preempted or parked twice")
+    kept = set(plan.order)
+    running = set(view.running)
+    if len(kept) != len(plan.order) or kept & gone or kept | gone != running:
+        raise PlanError("order, preempt and park together are not the running requests, each once")
+    if not kept.issuperset(plan.paused):
+        raise PlanError("a paused request is not in the order")
+    if plan.caps and min(plan.caps.values()) < 1:
+        raise PlanError("a cap is below one token")
+    parked = set(view.parked)
+    if not parked.issuperset(plan.drop) or not parked.issuperset(plan.unpark) or set(plan.drop) & set(plan.unpark):
+        raise PlanError("a request to drop or unpark is not parked, or is in both lists")
+
+
+def check_obedience(
+    plan: StepPlan, scheduled: Mapping[str, int], admitted: Iterable[str], offered: Mapping[str, RequestView]
+) -> None:
+    """Raise PlanError if a step did something its plan did not allow.
+
+    scheduled: request id -> tokens; admitted: ids that came in from a waiting queue; offered: what the plan offered.
+    """
+    total = sum(scheduled.values())
+    if total > plan.token_budget:
+        raise PlanError(f"{total} tokens scheduled, the plan allowed {plan.token_budget}")
+    for name, group in (("paused", plan.paused), ("preempted", plan.preempt), ("parked", plan.park)):
+        for v in group:
+            if v.request_id in scheduled:
+                raise PlanError(f"{name} request {v.request_id} was scheduled")
+    for request_id, cap in plan.caps.items():
+        if scheduled.get(request_id, 0) > cap:
+            raise PlanError(f"{request_id} got {scheduled[request_id]} tokens, its cap is {cap}")
+    unparked = {v.request_id for v in plan.unpark}
+    for request_id in admitted:
+        if request_id not in offered and request_id not in unparked:
+            raise PlanError(f"{request_id} was admitted without having been offered")
+
+
+EMPTY: Iterator[RequestView] = iter(())

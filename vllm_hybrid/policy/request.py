@@ -1,0 +1,64 @@
+"""What a policy may know about a request: a small record of numbers, never the engine's own object.
+
+The adapter creates one `RequestView` per request, refreshes the figures in the middle group before every plan, and
+carries the engine's request in `handle`, which the policy passes back and never looks into.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+
+class Lane(IntEnum):
+    """Two kinds of work: somebody waits for it (online), or it only has to be done (offline)."""
+
+    ONLINE = 0
+    OFFLINE = 1
+
+    @property
+    def label(self) -> str:
+        """The lane's name as users write it."""
+        return self.name.lower()
+
+
+ClientKey = tuple[Lane, str]
+"""A client in a lane: the unit of fair queuing."""
+
+
+@dataclass(slots=True, eq=False)
+class RequestView:
+    """One request as the policy sees it; compared and hashed by identity."""
+
+    request_id: str
+    key: ClientKey
+    arrival_s: float
+    priority: int
+    prompt_tokens: int
+    handle: Any
+
+    # Refreshed by the adapter before a plan (running and parked requests; a waiting one keeps `missing_tokens`).
+    computed_tokens: int = 0  # tokens whose KV is held
+    missing_tokens: int = 0  # tokens to compute before the next one can be sampled; drafts not counted
+    prefilling: bool = False
+    output_tokens: int = 0  # delivered so far
+    in_flight: int = 0  # output tokens under way in a step that has not returned (async scheduling)
+
+    # Kept by the policy from step to step.
+    deadline_s: float = math.nan  # when the next token is late; NaN: not known yet
+    dated_tokens: int = 0  # output tokens that `deadline_s` already accounts for
+    billed_prompt_tokens: int = 0  # prompt tokens charged so far: a recompute is not billed again
+    preempted_s: float = -math.inf  # when it last lost its memory to somebody else
+    bypassed: int = 0  # later requests admitted while this one did not fit
+
+    @property
+    def lane(self) -> Lane:
+        """Lane of the request."""
+        return self.key[0]
+
+    @property
+    def client(self) -> str:
+        """Client that pays for the request."""
+        return self.key[1]
