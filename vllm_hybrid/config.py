@@ -1,0 +1,244 @@
+"""The settings of the hybrid scheduler: one schema for the command line, YAML, JSON and Python.
+
+Every setting has a default that leaves vLLM's own behaviour alone, a unit in its name, and a range that is
+checked once, here.  The reference in ``docs/configuration.md`` is generated from this schema.  `load_config`
+turns whatever an operator may hand in (a mapping, inline JSON, a JSON or YAML file) into a `HybridConfig`, or
+raises a `ConfigError` whose single line names the key, the value and what is allowed.
+
+The identity of a request is defined here too, because the ids of clients are keys of the configuration.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    ValidationError,
+    model_validator,
+)
+
+LANES = ("online", "offline")
+DEFAULT_LANE = "online"
+DEFAULT_CLIENT = "default"
+MAX_CLIENT_ID_CHARS = 64
+
+_CLIENT_ID = re.compile(rf"[A-Za-z0-9_.@:-]{{1,{MAX_CLIENT_ID_CHARS}}}")
+_CLIENT_ID_ALLOWED = f"1 to {MAX_CLIENT_ID_CHARS} characters out of A-Z a-z 0-9 _ . @ : -"
+_VALUE_CHARS = 60
+
+
+class ConfigError(ValueError):
+    """A mistake in the hybrid configuration, said in one line."""
+
+
+def shown(value: object) -> str:
+    """A value as it appears in an error message: quoted, and cut where it would fill the screen."""
+    text = repr(value)
+    return text if len(text) <= _VALUE_CHARS else text[: _VALUE_CHARS - 3] + "..."
+
+
+def validate_client_id(client: object, field: str = "client") -> str:
+    """Return `client` if it is a client id, else raise a ValueError that names `field`."""
+    if isinstance(client, str) and _CLIENT_ID.fullmatch(client):
+        return client
+    raise ValueError(f"{field} = {shown(client)}: must be {_CLIENT_ID_ALLOWED}")
+
+
+def request_identity(extra_args: Mapping[str, Any] | None) -> tuple[str, str]:
+    """The (lane, client) a request names in its extra arguments; what it leaves out is online, default."""
+    if not extra_args:
+        return DEFAULT_LANE, DEFAULT_CLIENT
+    lane = extra_args.get("lane", DEFAULT_LANE)
+    if lane not in LANES:
+        raise ValueError(f"vllm_xargs.lane = {shown(lane)}: must be one of {', '.join(LANES)}")
+    return lane, validate_client_id(extra_args.get("client", DEFAULT_CLIENT), "vllm_xargs.client")
+
+
+def _no_bool(value: object) -> object:
+    """pydantic reads true as 1.0; in a YAML file `ttft_s: yes` is a mistake, not one second."""
+    if isinstance(value, bool):
+        raise ValueError("must be a number")
+    return value
+
+
+_Positive = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, allow_inf_nan=False)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class LaneSlo(_Section):
+    ttft_s: _Positive | None = None
+    """Seconds from a request's arrival in which its first token is due. None: no target."""
+
+    tbt_s: _Positive | None = None
+    """Seconds between two tokens of a request. None: no target."""
+
+    gap: Literal["deadline", "strict"] = "deadline"
+    """What tbt_s binds. deadline: token k (the first is 0) is due at arrival + ttft_s + k * tbt_s, or
+    k * tbt_s after the first token where ttft_s is not set: an early token leaves slack to the next ones.
+    strict: every single gap, counted from the last token. Needs tbt_s."""
+
+    @model_validator(mode="after")
+    def _strict_gap_needs_tbt(self) -> LaneSlo:
+        if self.gap == "strict" and self.tbt_s is None:
+            raise ValueError("gap = 'strict': has no effect without tbt_s: set tbt_s, or leave gap out")
+        return self
+
+
+class SloConfig(_Section):
+    online: LaneSlo = LaneSlo()
+
+    idle_step_s: _Positive | None = None
+    """Longest step, in seconds, while no online request is in the system: the next arrival waits for that
+    step. None: a tenth of slo.online.ttft_s. Needs slo.online.ttft_s or slo.online.tbt_s."""
+
+    @property
+    def has_online_target(self) -> bool:
+        return self.online.ttft_s is not None or self.online.tbt_s is not None
+
+    @property
+    def idle_step_limit_s(self) -> float:
+        """The idle step's limit in force; infinite when no online target asks for one."""
+        if self.idle_step_s is not None:
+            return self.idle_step_s
+        return math.inf if self.online.ttft_s is None else self.online.ttft_s / 10
+
+    @model_validator(mode="after")
+    def _idle_step_needs_a_target(self) -> SloConfig:
+        if self.idle_step_s is not None and not self.has_online_target:
+            allowed = "has no effect without online.ttft_s or online.tbt_s: set one of them"
+            raise ValueError(f"idle_step_s = {self.idle_step_s}: {allowed}")
+        return self
+
+
+class OfflineLane(_Section):
+    preempt_interval_s: _Positive = 5.0
+    """An offline request is preempted at most once in this many seconds."""
+
+
+class LanesConfig(_Section):
+    offline: OfflineLane = OfflineLane()
+
+
+class FairnessConfig(_Section):
+    input_weight: _Positive = 1.0
+    """Service charged to a client per prompt token that was computed (w_p of the VTC paper)."""
+
+    output_weight: _Positive = 2.0
+    """Service charged to a client per generated token (w_q of the VTC paper)."""
+
+
+class ClientConfig(_Section):
+    weight: _Positive = 1.0
+    """Share of the service, relative to the other clients of the lane: weight 2 gets twice as much as 1."""
+
+
+ClientId = Annotated[str, BeforeValidator(lambda client: validate_client_id(client, "client id"))]
+
+
+class HybridConfig(_Section):
+    strict: StrictBool = False
+    """Raise when the policy fails, instead of serving that step as stock vLLM would. For tests."""
+
+    slo: SloConfig = SloConfig()
+    lanes: LanesConfig = LanesConfig()
+    fairness: FairnessConfig = FairnessConfig()
+
+    clients: dict[ClientId, ClientConfig] = {}
+    """Settings by client id. A client that is not named here has the defaults."""
+
+
+def load_config(source: Mapping[str, Any] | HybridConfig | str | Path | None) -> HybridConfig:
+    """Settings from a mapping, inline JSON, or the path of a .json, .yaml or .yml file."""
+    if isinstance(source, HybridConfig):
+        return source
+    data = _read(source) if isinstance(source, str | Path) else {} if source is None else source
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"hybrid config = {shown(data)}: must be a mapping of settings")
+    try:
+        return HybridConfig.model_validate(dict(data))
+    except ValidationError as error:
+        raise ConfigError("hybrid config: " + "; ".join(map(_one_line, error.errors()))) from None
+
+
+def _read(source: str | Path) -> Any:
+    text = str(source).strip()
+    if isinstance(source, str) and text.startswith("{"):
+        return _parse(text, "inline JSON", json.loads)
+    path = Path(text)
+    parsers: dict[str, Callable[[str], Any]] = {
+        ".json": json.loads,
+        ".yaml": yaml.safe_load,
+        ".yml": yaml.safe_load,
+    }
+    parse = parsers.get(path.suffix.lower())
+    if parse is None:
+        allowed = "inline JSON ({...}) or the path of a .json, .yaml or .yml file"
+        raise ConfigError(f"hybrid config = {shown(text)}: must be {allowed}")
+    try:
+        content = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise ConfigError(f"hybrid config file {text!r}: {reason}") from None
+    data = _parse(content, f"file {text!r}", parse)
+    return {} if data is None else data  # an empty YAML file asks for the defaults
+
+
+def _parse(text: str, where: str, parse: Callable[[str], Any]) -> Any:
+    try:
+        return parse(text)
+    except json.JSONDecodeError as error:
+        at, problem = f"line {error.lineno} column {error.colno}", error.msg
+    except yaml.YAMLError as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or "malformed"
+        at = f"line {mark.line + 1} column {mark.column + 1}" if mark else "an unknown position"
+    raise ConfigError(f"hybrid config {where}: {problem} at {at}")
+
+
+_ALLOWED = {
+    "model_type": "must be a mapping of settings",
+    "dict_type": "must be a mapping of client ids to settings",
+    "bool_type": "must be true or false",
+    "float_parsing": "must be a number",
+}
+
+
+def _one_line(error: Any) -> str:
+    """A pydantic error as `key = value: what is allowed`."""
+    loc = [str(part) for part in error["loc"] if part != "[key]"]
+    if error["type"] == "extra_forbidden":
+        return _unknown_key(loc)
+    message = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    if error["type"] == "value_error" and " = " in message:  # the validator has named key and value itself
+        return f"clients: {message}" if "[key]" in error["loc"] else ".".join([*loc, message])
+    return f"{'.'.join(loc)} = {shown(error['input'])}: {_ALLOWED.get(error['type'], message)}"
+
+
+def _unknown_key(loc: list[str]) -> str:
+    allowed = sorted(_section_at(loc[:-1]).model_fields)
+    close = get_close_matches(loc[-1], allowed, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"unknown key {shown('.'.join(loc))}: {hint}allowed here: {', '.join(allowed)}"
+
+
+def _section_at(loc: list[str]) -> type[BaseModel]:
+    section: type[BaseModel] = HybridConfig
+    for key in loc:
+        if key == "clients":
+            return ClientConfig
+        section = section.model_fields[key].annotation  # type: ignore[assignment]
+    return section
