@@ -21,9 +21,10 @@ class PlanError(Exception):
 class StepView:
     """State of the engine right before a step.
 
-    `fits(view)`: whether a waiting request could be admitted now, after the admissions made so far in this step.
-    `blocks_needed(view)`: KV blocks its admission would take. `reclaimable_blocks(view)`: KV blocks that come free when a
-    running or parked request gives up its memory; 0 if they may not be taken now.
+    `fits(view, reserve)`: whether a waiting request could be admitted now, after the admissions made so far in this
+    step, and leave `reserve` blocks free (no reserve is asked for when nothing runs). `blocks_needed(view)`: KV
+    blocks that the admission of a waiting or parked request takes. `reclaimable_blocks(view)`: KV blocks that come
+    free when a running or parked request gives up its memory; 0 if they may not be taken now.
     """
 
     now_s: float
@@ -37,7 +38,7 @@ class StepView:
     decode_tokens: int  # tokens one decode takes: 1 + speculative drafts
     last_output_s: float  # when the last tokens were delivered
     pending_s: float  # seconds that steps already under way are predicted to take still
-    fits: Callable[[RequestView], bool]
+    fits: Callable[[RequestView, int], bool]
     blocks_needed: Callable[[RequestView], int]
     reclaimable_blocks: Callable[[RequestView], int]
 

@@ -34,8 +34,9 @@ class RequestView:
 
     request_id: str
     key: ClientKey
-    arrival_s: float
+    arrival_s: float  # on the clock of the scheduler
     priority: int
+    order_s: float  # arrival as vLLM compares it (wall clock of the front end)
     prompt_tokens: int
     handle: Any
 
@@ -51,6 +52,7 @@ class RequestView:
     dated_tokens: int = 0  # output tokens that `deadline_s` already accounts for
     billed_prompt_tokens: int = 0  # prompt tokens charged so far: a recompute is not billed again
     preempted_s: float = -math.inf  # when it last lost its memory to somebody else
+    started: bool = False  # ran before and lost its memory: it resumes before anything new of its lane
     bypassed: int = 0  # later requests admitted while this one did not fit
 
     @property

@@ -1,0 +1,86 @@
+"""Admission: which waiting requests are offered to a step, in which order, with which chunk.
+
+Online before offline. In a lane: first those that ran before and lost their memory, then VTC order. A request that
+does not fit closes its client's line for the step and lets other clients pass, at most `MAX_BYPASSES` times: from
+then on it stops the lane until it fits, so a large prompt waits for a bounded number of smaller ones. An online
+request that does not fit stops all offline admissions. An offline victim comes back after its rest
+(`preempt_interval_s`), or when nothing else would run.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+
+from vllm_hybrid.policy.latency import StepTimePredictor
+from vllm_hybrid.policy.offline import Budget
+from vllm_hybrid.policy.plan import StepPlan, StepView
+from vllm_hybrid.policy.request import ClientKey, Lane, RequestView
+
+MAX_BYPASSES = 64
+_MAX_MISFITS = 4  # requests that did not fit, per lane and step: each costs a prefix-cache lookup
+_OFFLINE_RESERVE = 0.05  # of the pool: offline work leaves it to the growth of what runs
+
+
+@dataclass(slots=True)
+class Admission:
+    """Offers waiting requests one at a time; the engine admits or passes over each before it asks for the next."""
+
+    view: StepView
+    plan: StepPlan
+    predictor: StepTimePredictor
+    promised: dict[ClientKey, float]
+    online: Budget
+    offline: Budget | None  # None: no offline admission in this step
+    reserve_blocks: int
+    interval_s: float
+
+    def __iter__(self) -> Iterator[RequestView]:
+        if (yield from self._lane(Lane.ONLINE, self.online, self.reserve_blocks)) and self.offline is not None:
+            reserve = self.reserve_blocks + int(_OFFLINE_RESERVE * self.view.total_blocks)
+            yield from self._lane(Lane.OFFLINE, self.offline, reserve)
+
+    def _lane(self, lane: Lane, budget: Budget, reserve: int) -> Generator[RequestView, None, bool]:
+        """Offer a lane's requests; returns whether all that were looked at fit."""
+        waiting = self.view.waiting
+        if not waiting.lane_length(lane):
+            return True
+        passed: list[RequestView] = []
+        closed: set[ClientKey] = set()
+        newcomers = (v for v in waiting.walk(lane, self.promised, closed) if not v.started)
+        for request in itertools.chain(self._resuming(lane), newcomers):
+            tokens = min(request.missing_tokens, budget.prefill_tokens(self.predictor, 0))
+            if tokens < 1:
+                break
+            if not self.view.fits(request, reserve):
+                passed.append(request)
+                closed.add(request.key)
+                if request.bypassed >= MAX_BYPASSES or len(passed) >= _MAX_MISFITS:
+                    break
+                continue
+            if tokens < request.missing_tokens:
+                self.plan.caps[request.request_id] = tokens
+            yield request
+            if request not in waiting:
+                budget.spend(tokens, self.predictor.prefill_seconds(tokens, 0))
+                for other in passed:
+                    other.bypassed += 1
+        return not passed
+
+    def _resuming(self, lane: Lane) -> list[RequestView]:
+        victims = self.view.waiting.resuming(lane)
+        if lane is Lane.ONLINE or not victims:
+            return victims
+        rested_s = self.view.now_s - self.interval_s
+        rested = [v for v in victims if v.preempted_s <= rested_s]
+        if rested or self._something_else():
+            return rested
+        return victims[:1]
+
+    def _something_else(self) -> bool:
+        """Whether the step has other work than offline requests that still rest."""
+        plan, waiting = self.plan, self.view.waiting
+        if len(plan.order) > len(plan.paused) or plan.unpark or waiting.lane_length(Lane.ONLINE):
+            return True
+        return waiting.lane_length(Lane.OFFLINE) > len(waiting.resuming(Lane.OFFLINE))

@@ -1,0 +1,62 @@
+"""Virtual token counters (VTC, arXiv 2401.00588, section 4): who is served next.
+
+Every client of a lane has a counter of the service it received, divided by its weight; the waiting client with the
+smallest counter is admitted next. A client that comes back from idleness is lifted to the smallest counter among those
+that wait (to that of the client whose queue emptied last, if nobody waits), so idleness earns no credit; a counter is
+never lowered, so over-service is remembered.
+
+Differences from the paper: charged are the tokens really computed, chunk by chunk (the paper charges a whole prompt
+at admission); each prompt token is charged once, also when a preemption makes it be computed again; what is admitted
+but not computed yet is added when clients are compared (`WaitingRequests.walk`), which restores the paper's order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from vllm_hybrid.policy.request import ClientKey, Lane
+
+
+class VirtualCounters:
+    """Service received per (lane, client), in VTC units divided by the client's weight.
+
+    input_price, output_price: service units per prompt / generated token (paper: 1 and 2). weights: client -> share
+    weight, 1 if absent.
+    """
+
+    __slots__ = ("_last_left", "_weights", "input_price", "output_price", "values")
+
+    def __init__(self, input_price: float, output_price: float, weights: Mapping[str, float]) -> None:
+        self.input_price = input_price
+        self.output_price = output_price
+        self.values: dict[ClientKey, float] = {}
+        self._weights = dict(weights)
+        self._last_left: dict[Lane, ClientKey] = {}
+
+    def value(self, key: ClientKey) -> float:
+        """Counter of a client; 0 if it was never seen."""
+        return self.values.get(key, 0.0)
+
+    def cost(self, key: ClientKey, prompt_tokens: int, output_tokens: int) -> float:
+        """What computing these tokens adds to the client's counter."""
+        units = self.input_price * prompt_tokens + self.output_price * output_tokens
+        return units / self._weights.get(key[1], 1.0)
+
+    def charge(self, key: ClientKey, prompt_tokens: int, output_tokens: int) -> None:
+        """Bill tokens that were computed."""
+        self.values[key] = self.values.get(key, 0.0) + self.cost(key, prompt_tokens, output_tokens)
+
+    def lift(self, key: ClientKey, smallest_waiting: float | None) -> None:
+        """A request of a client with an empty queue arrives.
+
+        smallest_waiting: smallest counter among the lane's waiting clients, None if nobody waits.
+        """
+        if smallest_waiting is None:
+            last = self._last_left.get(key[0])
+            smallest_waiting = 0.0 if last is None else self.value(last)
+        if self.value(key) < smallest_waiting or key not in self.values:
+            self.values[key] = max(self.value(key), smallest_waiting)
+
+    def left(self, key: ClientKey) -> None:
+        """The client's last waiting request was taken out of the queue."""
+        self._last_left[key[0]] = key

@@ -1,0 +1,110 @@
+"""Offline work fills what online work leaves of a step: in tokens, and in predicted seconds.
+
+Between clients the smallest virtual counter goes first; running decodes come before running prefills, which get what
+is left in one chunk. Who does not fit is paused: it keeps its blocks, loses nothing, and stands last in line for
+them. (HyGen, arXiv 2501.14808, phase 2, with the marginal cost of each decode and chunk.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from vllm_hybrid.policy.fairness import VirtualCounters
+from vllm_hybrid.policy.latency import StepTimePredictor
+from vllm_hybrid.policy.request import RequestView
+
+UNTRAINED_TOKENS = 64  # most offline tokens in a step while the predictor knows nothing and a target is set
+
+
+@dataclass(slots=True)
+class Budget:
+    """What is left of a step."""
+
+    tokens: int
+    seconds: float = math.inf
+
+    def prefill_tokens(self, predictor: StepTimePredictor, done_tokens: int) -> int:
+        """Most prefill tokens that fit in both."""
+        if self.seconds == math.inf:
+            return self.tokens
+        within = predictor.prefill_tokens_within(self.seconds, done_tokens)
+        return self.tokens if within >= self.tokens else int(within)
+
+    def spend(self, tokens: int, seconds: float) -> None:
+        """Take a piece of work out."""
+        self.tokens -= tokens
+        self.seconds -= seconds
+
+
+@dataclass(slots=True)
+class Filling:
+    """Offline requests that run in a step, and those that pause."""
+
+    run: list[RequestView] = field(default_factory=list)
+    paused: list[RequestView] = field(default_factory=list)
+    caps: dict[str, int] = field(default_factory=dict)
+    tokens: int = 0
+
+
+class OfflineFiller:
+    """Decides which running offline requests get tokens in a step."""
+
+    def __init__(self, predictor: StepTimePredictor, counters: VirtualCounters) -> None:
+        self._predictor = predictor
+        self._counters = counters
+
+    def fill(
+        self,
+        decodes: Sequence[RequestView],
+        prefills: Sequence[RequestView],
+        budget: Budget,
+        decode_tokens: int,
+        at_least_one: bool,
+    ) -> Filling:
+        """Fill `budget`, spending from it. at_least_one: nothing else runs, so the first request runs in any case."""
+        filling = Filling()
+        if budget.seconds == math.inf and budget.tokens >= len(decodes) * decode_tokens:
+            filling.run.extend(decodes)
+            filling.tokens = len(decodes) * decode_tokens
+            budget.tokens -= filling.tokens
+        else:
+            self._decodes(filling, self._fairly(decodes), budget, decode_tokens, at_least_one)
+        self._prefills(filling, self._fairly(prefills), budget, at_least_one)
+        return filling
+
+    def _fairly(self, views: Sequence[RequestView]) -> Sequence[RequestView]:
+        value = self._counters.value
+        return sorted(views, key=lambda v: value(v.key)) if len(views) > 1 else views
+
+    def _decodes(
+        self, filling: Filling, views: Sequence[RequestView], budget: Budget, decode_tokens: int, force: bool
+    ) -> None:
+        price = self._predictor.decode_seconds if budget.seconds < math.inf else None
+        for view in views:
+            seconds = price(view.computed_tokens) if price else 0.0
+            fits = decode_tokens <= budget.tokens and seconds <= budget.seconds
+            if fits or (force and not filling.run):
+                filling.run.append(view)
+                filling.tokens += decode_tokens
+                budget.spend(decode_tokens, seconds)
+            else:
+                filling.paused.append(view)
+
+    def _prefills(self, filling: Filling, views: Sequence[RequestView], budget: Budget, force: bool) -> None:
+        for view in views:
+            tokens = min(view.missing_tokens, budget.prefill_tokens(self._predictor, view.computed_tokens))
+            if tokens < 1 and force and not filling.run:
+                tokens = min(view.missing_tokens, UNTRAINED_TOKENS)
+            if tokens < 1:
+                filling.paused.append(view)
+                continue
+            if tokens < view.missing_tokens:
+                filling.caps[view.request_id] = tokens
+            filling.run.append(view)
+            filling.tokens += tokens
+            seconds = (
+                self._predictor.prefill_seconds(tokens, view.computed_tokens) if budget.seconds < math.inf else 0.0
+            )
+            budget.spend(tokens, seconds)

@@ -1,0 +1,62 @@
+"""Deadlines of online tokens, and the seconds a step may take so that none is missed.
+
+The first token of a request is due `ttft_s` after arrival; the next one `tbt_s` after the later of the last one's
+deadline and its delivery (gap = "deadline": an early token is credit) or after its delivery (gap = "strict"). The
+slack of a step is the time to the earliest deadline among the online requests that decode; the step may take slack /
+(1 + margin), where the margin is the predictor's own error, learned (QoServe divides by a fixed 1.2).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from vllm_hybrid.config import SloConfig
+from vllm_hybrid.policy.request import RequestView
+
+
+class Deadlines:
+    """Keeps `deadline_s` of online requests up to date."""
+
+    __slots__ = ("_strict", "_tbt_s", "_ttft_s")
+
+    def __init__(self, slo: SloConfig) -> None:
+        self._ttft_s = math.inf if slo.online.ttft_s is None else slo.online.ttft_s
+        self._tbt_s = math.inf if slo.online.tbt_s is None else slo.online.tbt_s
+        self._strict = slo.online.gap == "strict"
+
+    @property
+    def between_tokens(self) -> bool:
+        """Whether decodes have deadlines."""
+        return self._tbt_s < math.inf
+
+    def first_token(self, view: RequestView) -> float:
+        """When the first token of a request is due; inf without a TTFT target."""
+        return view.arrival_s + self._ttft_s
+
+    def earliest(self, decodes: Iterable[RequestView], last_output_s: float) -> float:
+        """Earliest deadline among the tokens that a step over `decodes` would produce."""
+        tbt_s, strict = self._tbt_s, self._strict
+        earliest = math.inf
+        for view in decodes:
+            fresh = view.output_tokens - view.dated_tokens
+            if fresh or view.deadline_s != view.deadline_s:
+                self._advance(view, fresh, last_output_s)
+            due = view.deadline_s + tbt_s * view.in_flight
+            if strict and view.in_flight:
+                due = last_output_s + tbt_s * (view.in_flight + 1)
+            if due < earliest:
+                earliest = due
+        return earliest
+
+    def _advance(self, view: RequestView, fresh: int, last_output_s: float) -> None:
+        """Account for `fresh` tokens delivered since the last look; the youngest at `last_output_s`."""
+        if view.dated_tokens == 0:
+            first = view.arrival_s + self._ttft_s
+            view.deadline_s = last_output_s if math.isinf(first) else first
+        if self._strict:
+            view.deadline_s = last_output_s + self._tbt_s
+        elif fresh:
+            early = view.deadline_s + self._tbt_s * (fresh - 1)
+            view.deadline_s = max(early, last_output_s) + self._tbt_s
+        view.dated_tokens = view.output_tokens

@@ -1,0 +1,274 @@
+"""The waiting requests: per lane and client one line, and a walk over them in fair order.
+
+Inside a client requests stand in order of arrival (or by vLLM's `priority`); between the clients of a lane the one
+with the smallest virtual counter is next (VTC). Adding costs O(log clients), removing any request O(1) (amortised
+O(log n) with priorities), a walk O(log clients) per request it yields: nothing scans the queue.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import OrderedDict
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
+
+from vllm_hybrid.policy.fairness import VirtualCounters
+from vllm_hybrid.policy.request import ClientKey, Lane, RequestView
+
+_CHUNK = 16  # requests of one client looked at together
+
+
+class ArrivalLine:
+    """One client's requests in order of arrival."""
+
+    __slots__ = ("_by_id",)
+
+    def __init__(self) -> None:
+        self._by_id: OrderedDict[str, RequestView] = OrderedDict()
+
+    def add(self, view: RequestView) -> None:
+        self._by_id[view.request_id] = view
+
+    def prepend(self, view: RequestView) -> None:
+        self._by_id[view.request_id] = view
+        self._by_id.move_to_end(view.request_id, last=False)
+
+    def discard(self, view: RequestView) -> bool:
+        return self._by_id.pop(view.request_id, None) is not None
+
+    def head(self) -> RequestView:
+        return next(iter(self._by_id.values()))
+
+    def first(self, count: int) -> list[RequestView]:
+        return list(itertools.islice(self._by_id.values(), count))
+
+    def __contains__(self, view: RequestView) -> bool:
+        return view.request_id in self._by_id
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def __iter__(self) -> Iterator[RequestView]:
+        return iter(list(self._by_id.values()))
+
+
+class PriorityLine:
+    """One client's requests by (priority, arrival, id), smallest first, as vLLM orders them; deletion is lazy."""
+
+    __slots__ = ("_by_id", "_heap")
+
+    def __init__(self) -> None:
+        self._by_id: dict[str, RequestView] = {}
+        self._heap: list[tuple[int, float, str, RequestView]] = []
+
+    def add(self, view: RequestView) -> None:
+        self._by_id[view.request_id] = view
+        heapq.heappush(self._heap, self._entry(view))
+
+    prepend = add  # a priority queue has no front to prepend to
+
+    @staticmethod
+    def _entry(view: RequestView) -> tuple[int, float, str, RequestView]:
+        return view.priority, view.order_s, view.request_id, view
+
+    def discard(self, view: RequestView) -> bool:
+        if self._by_id.pop(view.request_id, None) is None:
+            return False
+        if len(self._heap) > 2 * len(self._by_id) + 64:
+            self._heap = [self._entry(v) for v in self._by_id.values()]
+            heapq.heapify(self._heap)
+        return True
+
+    def _clean(self) -> None:
+        while self._heap and self._by_id.get(self._heap[0][2]) is not self._heap[0][3]:
+            heapq.heappop(self._heap)
+
+    def head(self) -> RequestView:
+        self._clean()
+        return self._heap[0][3]
+
+    def first(self, count: int) -> list[RequestView]:
+        taken: dict[str, tuple[int, float, str, RequestView]] = {}
+        while self._heap and len(taken) < count:
+            entry = heapq.heappop(self._heap)
+            if self._by_id.get(entry[2]) is entry[3]:
+                taken[entry[2]] = entry  # a request that left and came back may have two entries
+        for entry in taken.values():
+            heapq.heappush(self._heap, entry)
+        return [entry[3] for entry in taken.values()]
+
+    def __contains__(self, view: RequestView) -> bool:
+        return view.request_id in self._by_id
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def __iter__(self) -> Iterator[RequestView]:
+        return iter([entry[3] for entry in sorted(self._entry(v) for v in self._by_id.values())])
+
+
+class WaitingRequests:
+    """All waiting requests of both lanes.
+
+    counters: decides between clients. by_priority: vLLM's `--scheduling-policy priority` orders inside a client.
+    """
+
+    def __init__(self, counters: VirtualCounters, by_priority: bool = False) -> None:
+        self.counters = counters
+        self._new_line = PriorityLine if by_priority else ArrivalLine
+        self._lines: dict[ClientKey, ArrivalLine | PriorityLine] = {}
+        self._length = dict.fromkeys(Lane, 0)
+        # Requests that already ran and lost their memory: they come back before anything new of their lane.
+        self._resuming: dict[Lane, OrderedDict[str, RequestView]] = {lane: OrderedDict() for lane in Lane}
+        # One entry per client with a waiting request, keyed by a counter that may have grown since (never shrunk).
+        self._heap: dict[Lane, list[tuple[float, int, ClientKey]]] = {lane: [] for lane in Lane}
+        self._in_heap: set[ClientKey] = set()
+        self._tick = itertools.count()
+
+    # -- a container ---------------------------------------------------------------------------------------------
+    def add(self, view: RequestView) -> None:
+        """Append a request to its client's line."""
+        self._line(view).add(view)
+        self._entered(view)
+
+    def prepend(self, view: RequestView) -> None:
+        """Put a request that was taken out before at the front of its client's line."""
+        self._line(view).prepend(view)
+        self._entered(view)
+
+    def discard(self, view: RequestView) -> bool:
+        """Take a request out, wherever it stands; False if it does not wait."""
+        line = self._lines.get(view.key)
+        if line is None or not line.discard(view):
+            return False
+        lane = view.key[0]
+        self._length[lane] -= 1
+        self._resuming[lane].pop(view.request_id, None)
+        if not line:
+            del self._lines[view.key]
+            self.counters.left(view.key)
+        return True
+
+    def _line(self, view: RequestView) -> ArrivalLine | PriorityLine:
+        line = self._lines.get(view.key)
+        if line is None:
+            line = self._lines[view.key] = self._new_line()
+        assert view not in line, f"{view.request_id} waits already"
+        return line
+
+    def _entered(self, view: RequestView) -> None:
+        key = view.key
+        self._length[key[0]] += 1
+        if view.started:
+            self._resuming[key[0]][view.request_id] = view
+        if key not in self._in_heap:
+            self._in_heap.add(key)
+            heapq.heappush(self._heap[key[0]], (self.counters.value(key), next(self._tick), key))
+
+    def __contains__(self, view: RequestView) -> bool:
+        line = self._lines.get(view.key)
+        return line is not None and view in line
+
+    def __len__(self) -> int:
+        return self._length[Lane.ONLINE] + self._length[Lane.OFFLINE]
+
+    def __iter__(self) -> Iterator[RequestView]:
+        for key in self._keys_in_order():
+            yield from self._lines[key]
+
+    def _keys_in_order(self) -> Iterable[ClientKey]:
+        return sorted(self._lines, key=lambda key: (key[0], self.counters.value(key)))
+
+    def head(self) -> RequestView | None:
+        """The request that is next if no plan says otherwise; None if nothing waits."""
+        if not self._lines:
+            return None
+        if len(self._lines) == 1:
+            return next(iter(self._lines.values())).head()
+        for lane in Lane:
+            top = self._top(lane)
+            if top is not None:
+                return self._lines[top[2]].head()
+        raise AssertionError("a client waits, but its lane's heap is empty")
+
+    # -- what fairness asks --------------------------------------------------------------------------------------
+    def lane_length(self, lane: Lane) -> int:
+        """Requests that wait in a lane."""
+        return self._length[lane]
+
+    def waits(self, key: ClientKey) -> bool:
+        """Whether the client has a waiting request."""
+        return key in self._lines
+
+    def smallest_counter(self, lane: Lane) -> float | None:
+        """Smallest counter among the clients that wait in the lane; None if nobody does."""
+        top = self._top(lane)
+        return None if top is None else top[0]
+
+    def resuming(self, lane: Lane) -> list[RequestView]:
+        """Requests of the lane that ran before and lost their memory, the earliest victim first."""
+        return list(self._resuming[lane].values())
+
+    def _top(self, lane: Lane) -> tuple[float, int, ClientKey] | None:
+        heap = self._heap[lane]
+        while heap:
+            value, tick, key = heap[0]
+            if key not in self._lines:
+                heapq.heappop(heap)
+                self._in_heap.discard(key)
+            elif self.counters.value(key) > value:
+                heapq.heapreplace(heap, (self.counters.value(key), tick, key))
+            else:
+                return heap[0]
+        return None
+
+    def walk(
+        self, lane: Lane, outstanding: Mapping[ClientKey, float], closed: Collection[ClientKey]
+    ) -> Generator[RequestView, None, None]:
+        """Requests of a lane in fair order, each charged in thought when it is yielded.
+
+        outstanding: service already promised to a client but not charged yet (prompts being computed). closed:
+        clients to pass over; may grow during the walk. Requests may be taken out during the walk; at most one walk
+        per lane at a time; close it when done.
+        """
+        heap = self._heap[lane]
+        local: list[tuple[float, int, ClientKey, Iterator[RequestView]]] = []
+        touched: list[ClientKey] = []
+        try:
+            while True:
+                top = self._top(lane)
+                if top is not None and (not local or top[:2] < local[0][:2]):
+                    heapq.heappop(heap)
+                    value, tick, key = top
+                    touched.append(key)
+                    value += outstanding.get(key, 0.0)
+                    heapq.heappush(local, (value, tick, key, self._along(key)))
+                    continue
+                if not local:
+                    return
+                value, tick, key, line = local[0]
+                view = None if key in closed else next(line, None)
+                if view is None:
+                    heapq.heappop(local)
+                    continue
+                heapq.heapreplace(local, (value + self.counters.cost(key, view.missing_tokens, 0), tick, key, line))
+                yield view
+        finally:
+            for key in touched:
+                self._in_heap.discard(key)
+                if key in self._lines:
+                    self._in_heap.add(key)
+                    heapq.heappush(heap, (self.counters.value(key), next(self._tick), key))
+
+    def _along(self, key: ClientKey) -> Iterator[RequestView]:
+        """One client's line from its head, correct while requests are taken out of it."""
+        passed: set[RequestView] = set()
+        while (line := self._lines.get(key)) is not None:
+            chunk = [v for v in line.first(_CHUNK + len(passed)) if v not in passed]
+            if not chunk:
+                return
+            for view in chunk:
+                if view in line:
+                    yield view
+                    passed.add(view)
+            passed = {v for v in passed if v in line}
