@@ -43,6 +43,14 @@ class ConfigError(ValueError):
     """A mistake in the hybrid configuration, said in one line."""
 
 
+class IdentityError(ValueError):
+    """A client or lane that is none, said in one line; `field` is where it was given."""
+
+    def __init__(self, field: str, value: object, allowed: str) -> None:
+        super().__init__(f"{field} = {shown(value)}: must be {allowed}")
+        self.field = field
+
+
 def shown(value: object) -> str:
     """A value as it appears in an error message: quoted, and cut where it would fill the screen."""
     text = repr(value)
@@ -50,10 +58,10 @@ def shown(value: object) -> str:
 
 
 def validate_client_id(client: object, field: str = "client") -> str:
-    """Return `client` if it is a client id, else raise a ValueError that names `field`."""
+    """Return `client` if it is a client id, else raise an IdentityError that names `field`."""
     if isinstance(client, str) and _CLIENT_ID.fullmatch(client):
         return client
-    raise ValueError(f"{field} = {shown(client)}: must be {_CLIENT_ID_ALLOWED}")
+    raise IdentityError(field, client, _CLIENT_ID_ALLOWED)
 
 
 def request_identity(extra_args: Mapping[str, Any] | None) -> tuple[str, str]:
@@ -62,7 +70,7 @@ def request_identity(extra_args: Mapping[str, Any] | None) -> tuple[str, str]:
         return DEFAULT_LANE, DEFAULT_CLIENT
     lane = extra_args.get("lane", DEFAULT_LANE)
     if lane not in LANES:
-        raise ValueError(f"vllm_xargs.lane = {shown(lane)}: must be one of {', '.join(LANES)}")
+        raise IdentityError("vllm_xargs.lane", lane, f"one of {', '.join(LANES)}")
     return lane, validate_client_id(extra_args.get("client", DEFAULT_CLIENT), "vllm_xargs.client")
 
 

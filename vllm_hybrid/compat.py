@@ -1,0 +1,175 @@
+"""Every private name of vLLM this package relies on, and one clear error when the installed vLLM lacks some.
+
+Private names move between vLLM's minor versions.  Rather than fail somewhere inside a step, a server whose
+vLLM is not the one we know refuses to start and says which names are gone.  A name is looked up without
+creating an engine: as an attribute, or, where it exists only on instances or only as behaviour, as text in
+its owner's source.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+SUPPORTED_VLLM = "0.32"
+
+
+class IncompatibleVllm(RuntimeError):
+    """The installed vLLM is not one this package can steer; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """One private name: `name` is an attribute of `owner`, or (`in_source`) text in the owner's source."""
+
+    owner: str
+    name: str
+    seen: str
+    used_for: str
+    in_source: bool = False
+
+    def problem(self) -> str | None:
+        """Why the name cannot be used, or None."""
+        try:
+            owner = _resolve(self.owner)
+        except (ImportError, AttributeError):
+            return f"{self.owner} is gone ({self.used_for})"
+        found = self.name in inspect.getsource(owner) if self.in_source else hasattr(owner, self.name)
+        return None if found else f"{self.owner} has no {self.name!r} ({self.used_for})"
+
+
+def _resolve(owner: str) -> Any:
+    module, _, path = owner.partition(":")
+    found: Any = import_module(module)
+    for name in filter(None, path.split(".")):
+        found = getattr(found, name)
+    return found
+
+
+def _reaches(owner: str, in_source: bool, rows: Iterable[tuple[str, str, str]]) -> tuple[Reach, ...]:
+    return tuple(Reach(owner, name, seen, used_for, in_source) for name, seen, used_for in rows)
+
+
+_SCHEDULER = "vllm.v1.core.sched.scheduler:Scheduler"
+_FILE = "v1/core/sched/scheduler.py"
+
+ENTRY = (
+    *_reaches(
+        "vllm.engine.arg_utils:EngineArgs",
+        False,
+        [
+            ("add_cli_args", "engine/arg_utils.py:3202", "adds --scheduler and --hybrid-config"),
+            (
+                "create_engine_config",
+                "engine/arg_utils.py:2205",
+                "checks the settings where they are selected",
+            ),
+        ],
+    ),
+    Reach(
+        "vllm.v1.engine.input_processor:InputProcessor",
+        "_validate_params",
+        "v1/engine/input_processor.py:138",
+        "refuses a bad lane or client of a Python call",
+    ),
+)
+
+SERVER = (
+    Reach(
+        "vllm.entrypoints.generate.base.serving:GenerateBaseServing",
+        "_get_session_id",
+        "entrypoints/generate/base/serving.py:243",
+        "refuses a bad lane or client with a 400 before a stream starts",
+    ),
+    Reach(
+        "vllm.v1.engine.core_client:AsyncMPClient",
+        "call_utility_all_async",
+        "v1/engine/core_client.py:1262",
+        "collects the metrics of the engines",
+    ),
+    Reach(
+        "vllm.v1.engine.core_client:AsyncMPClient",
+        "engine_ranks_managed",
+        "v1/engine/core_client.py:1138",
+        "names the engine of a metric",
+        in_source=True,
+    ),
+    Reach(
+        "vllm.v1.engine.core:EngineCoreProc._handle_client_request",
+        "getattr(self, method_name)",
+        "v1/engine/core.py:1691",
+        "answers hybrid_drain",
+        in_source=True,
+    ),
+    Reach(
+        "vllm.entrypoints.serve.middleware.register:init_entrypoints_middleware",
+        "args.middleware",
+        "entrypoints/serve/middleware/register.py:65",
+        "brings our middleware into the server",
+        in_source=True,
+    ),
+    Reach(
+        "vllm.entrypoints.launchers.api_server.app_state:init_app_state",
+        "state.engine_client",
+        "entrypoints/launchers/api_server/app_state.py:63",
+        "finds the engine from the middleware",
+        in_source=True,
+    ),
+)
+
+SCHEDULER = (
+    *_reaches(
+        _SCHEDULER,
+        False,
+        [
+            ("_reserve_prefill_lookahead", f"{_FILE}:751", "caps a prefill chunk"),
+            ("_mamba_block_aligned_split", f"{_FILE}:724", "caps a prefill chunk of a hybrid model"),
+            ("_preempt_request", f"{_FILE}:1571", "preempts offline requests before the step"),
+            ("_request_blocks_can_be_freed", f"{_FILE}:2759", "asks whether a victim may be preempted"),
+            ("_update_after_schedule", f"{_FILE}:1616", "accounts for what was scheduled"),
+            ("_free_request", f"{_FILE}:2714", "sees the end of every request"),
+        ],
+    ),
+    *_reaches(
+        f"{_SCHEDULER}.schedule",
+        True,
+        [
+            ("next_decode_eligible_step", f"{_FILE}:680", "pauses a running request"),
+            ("self._reserve_prefill_lookahead(", f"{_FILE}:751", "asks for the cap of every chunk"),
+            ("self.max_num_scheduled_tokens", f"{_FILE}:611", "reads the token budget of the step"),
+            (".peek_request()", f"{_FILE}:926", "asks our queue for the next candidate"),
+            (".pop_request()", f"{_FILE}:1343", "takes the candidate it peeked"),
+            ("self.kv_holding_waiting", f"{_FILE}:915", "admits requests that hold blocks first"),
+            ("self.max_num_active_reqs", f"{_FILE}:922", "limits the running requests"),
+        ],
+    ),
+)
+
+ALL = (*ENTRY, *SERVER, *SCHEDULER)
+
+
+def check_version() -> None:
+    """Raise IncompatibleVllm unless the installed vLLM is of the supported minor version."""
+    from vllm.version import __version__ as installed
+
+    if not re.match(rf"{re.escape(SUPPORTED_VLLM)}(\D|$)", installed):
+        raise IncompatibleVllm(
+            f"vllm_hybrid supports vLLM {SUPPORTED_VLLM}.*, but {installed} is installed: "
+            f"install vLLM {SUPPORTED_VLLM}, or a vllm_hybrid made for {installed}"
+        )
+
+
+def check(reaches: Iterable[Reach] = ALL) -> None:
+    """Raise one IncompatibleVllm that lists everything the installed vLLM lacks.
+
+    A process that runs only a part of vLLM asks for that part's `reaches`, and is spared the imports of the rest.
+    """
+    check_version()
+    problems = {problem for reach in reaches if (problem := reach.problem())}
+    if problems:
+        lacks = "; ".join(sorted(problems))
+        raise IncompatibleVllm(f"vllm_hybrid cannot steer the installed vLLM, which lacks: {lacks}")
