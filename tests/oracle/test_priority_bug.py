@@ -1,0 +1,15 @@
+"""vLLM's priority policy returns wrong tokens after an in-step preemption with prefix caching on; ours never does."""
+
+import pytest
+
+from tests.oracle.harness import STOCK
+from tests.oracle.priority_cases import cases, wrong_cases
+
+pytestmark = pytest.mark.oracle
+
+
+def test_stock_is_wrong_in_twenty_of_616_cases():
+    wrong = wrong_cases(STOCK)
+    assert len(list(cases())) == 616
+    assert len(wrong) == 20
+    assert all("KV wrong" in reason for reason in wrong.values())
