@@ -1,0 +1,104 @@
+"""What a step computed: who pays for it, what lane it served, and what the predictor learns from it.
+
+Charged are tokens really computed: each prompt token once (prefix hits are free, a recompute after preemption is not
+billed again), each output token when it is computed, speculative drafts as computed work. A step in which the same
+requests decode again is charged per client, not per request.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from vllm.v1.request import Request
+
+from vllm_hybrid.policy.fairness import VirtualCounters
+from vllm_hybrid.policy.latency import StepWork
+from vllm_hybrid.policy.request import ClientKey, Lane, RequestView
+
+
+@dataclass(slots=True)
+class Served:
+    """Tokens computed and charged per lane since the last drain."""
+
+    prompt_tokens: list[int] = field(default_factory=lambda: [0, 0])
+    output_tokens: list[int] = field(default_factory=lambda: [0, 0])
+    service: Counter[ClientKey] = field(default_factory=Counter)
+
+
+class Ledger:
+    """Bills every step to the clients in it."""
+
+    def __init__(self, counters: VirtualCounters, view_of: Callable[[Request], RequestView]) -> None:
+        self._counters = counters
+        self._view_of = view_of
+        self._decoding: Counter[ClientKey] = Counter()  # who decoded in the step that `repeat` continues
+        self.served = Served()
+        self.work = StepWork()
+
+    def record(self, scheduled: Mapping[str, int], requests: Mapping[str, Request]) -> None:
+        """Bill a step. Called before vLLM advances `num_computed_tokens`."""
+        work = StepWork()
+        paid: dict[ClientKey, list[int]] = {}
+        view_of = self._view_of
+        decoding: Counter[ClientKey] = Counter()
+        self._decoding = decoding
+        for request_id, tokens in scheduled.items():
+            request = requests[request_id]
+            try:
+                view = request.hybrid_view
+            except AttributeError:
+                view = view_of(request)
+            done = request.num_computed_tokens
+            missing = request.num_tokens + request.num_output_placeholders - done
+            if missing == 1 or tokens > missing:
+                work.decodes += 1
+                work.context_tokens += done
+                bill = (0, tokens)
+                decoding[view.key] += 1
+            else:
+                work.prefill_tokens += tokens
+                work.pairs += tokens * (done + tokens / 2)
+                bill = self._prefill_bill(view, done, tokens, sampled=tokens == missing)
+            entry = paid.get(view.key)
+            if entry is None:
+                paid[view.key] = list(bill)
+            else:
+                entry[0] += bill[0]
+                entry[1] += bill[1]
+        for key, (prompt, output) in paid.items():
+            self._pay(key, prompt, output)
+        self.work = work
+
+    def repeat(self, decodes: int) -> None:
+        """Bill a step in which exactly the requests of the last one decode one token each."""
+        for key, count in self._decoding.items():
+            self._pay(key, 0, count)
+        last = self.work
+        self.work = StepWork(decodes=decodes, context_tokens=last.context_tokens + decodes)
+
+    @staticmethod
+    def _prefill_bill(view: RequestView, done: int, tokens: int, sampled: bool) -> tuple[int, int]:
+        end = min(done + tokens, view.prompt_tokens)
+        fresh = max(0, end - max(done, view.billed_prompt_tokens))
+        view.billed_prompt_tokens = max(view.billed_prompt_tokens, end)
+        return fresh, int(sampled)
+
+    def _pay(self, key: ClientKey, prompt: int, output: int) -> None:
+        self._counters.charge(key, prompt, output)
+        served, lane = self.served, key[0]
+        served.prompt_tokens[lane] += prompt
+        served.output_tokens[lane] += output
+        served.service[key] += self._counters.input_price * prompt + self._counters.output_price * output  # type: ignore[assignment]
+
+    def drain(self) -> Served:
+        """What was served since the last call."""
+        served, self.served = self.served, Served()
+        return served
+
+
+def lanes_of(views: Iterable[RequestView]) -> dict[str, int]:
+    """How many of the requests stand in each lane, by the lane's name."""
+    count = Counter(view.key[0] for view in views)
+    return {lane.label: count[lane] for lane in Lane}

@@ -1,0 +1,57 @@
+"""What the scheduler did since it was last asked: the source of the metrics."""
+
+from __future__ import annotations
+
+from collections import Counter
+from enum import StrEnum
+from typing import Any
+
+from vllm_hybrid.engine.ledger import Served
+from vllm_hybrid.policy.latency import StepTimePredictor
+from vllm_hybrid.policy.request import Lane
+
+
+class StepMode(StrEnum):
+    """How a step was scheduled."""
+
+    STOCK = "stock"  # vLLM's own scheduler, untouched: nothing to decide
+    PLAN = "plan"  # a plan made for this step
+    REUSE = "reuse"  # the plan of an earlier step, still right
+    FALLBACK = "fallback"  # the policy failed: vLLM's own scheduler served the step
+
+
+class Tally:
+    """Counts events; `drain` hands out what was counted since the last drain."""
+
+    def __init__(self) -> None:
+        self.steps: Counter[StepMode] = Counter()
+        self.contended: Counter[StepMode] = Counter()  # steps with two or more live clients
+        self.preemptions: Counter[Lane] = Counter()
+        self.pauses: Counter[Lane] = Counter()
+        self.policy_errors = 0
+        self.bad_identities = 0
+
+    def drain(
+        self, served: Served, requests: dict[str, dict[str, int]], predictor: StepTimePredictor
+    ) -> dict[str, Any]:
+        """Everything counted, as plain numbers, lists and dicts (it crosses a process boundary)."""
+        done, fresh = self, Tally()
+        result = {
+            "requests": requests,
+            "tokens": {
+                lane.label: {"prompt": served.prompt_tokens[lane], "output": served.output_tokens[lane]}
+                for lane in Lane
+            },
+            "service": {
+                lane.label: {key[1]: units for key, units in served.service.items() if key[0] is lane} for lane in Lane
+            },
+            "preemptions": {lane.label: done.preemptions[lane] for lane in Lane},
+            "pauses": {lane.label: done.pauses[lane] for lane in Lane},
+            "steps": {mode.value: done.steps[mode] for mode in StepMode},
+            "contended_steps": {mode.value: done.contended[mode] for mode in StepMode},
+            "policy_errors": done.policy_errors,
+            "bad_identity": done.bad_identities,
+            "predictor": {"error_ratio": predictor.error_ratio, "samples": predictor.windows},
+        }
+        self.__dict__.update(fresh.__dict__)
+        return result

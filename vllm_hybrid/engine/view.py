@@ -1,0 +1,156 @@
+"""vLLM's state, read into the policy's records.
+
+Every request gets one `RequestView`, kept on the request itself, so that it lives exactly as long. Questions that
+cost a look into the block pool (does this request fit, what would that victim free) are asked by the policy, one by
+one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from vllm.v1.request import Request
+
+from vllm_hybrid.config import DEFAULT_CLIENT, LANES, request_identity
+from vllm_hybrid.policy.plan import StepView
+from vllm_hybrid.policy.request import Lane, RequestView
+from vllm_hybrid.policy.waiting import WaitingRequests
+
+if TYPE_CHECKING:
+    from vllm_hybrid.engine.scheduler import HybridMixin
+
+
+class Viewer:
+    """Reads one scheduler."""
+
+    def __init__(self, scheduler: HybridMixin, clock: Callable[[], float]) -> None:
+        self._s = scheduler
+        self.clock = clock
+        self.bad_identities = 0
+
+    def view_of(self, request: Request) -> RequestView:
+        """The record of a request, made at first sight."""
+        try:
+            return request.hybrid_view
+        except AttributeError:
+            view = request.hybrid_view = self._new_view(request)
+            return view
+
+    def _new_view(self, request: Request) -> RequestView:
+        params = request.sampling_params
+        extra_args = params.extra_args if params is not None else None
+        try:
+            lane, client = request_identity(extra_args)
+        except ValueError:  # the front refuses these; whoever bypasses it is served, at nobody else's cost
+            self.bad_identities += 1
+            lane, client = LANES[Lane.OFFLINE], DEFAULT_CLIENT
+        return RequestView(
+            request_id=request.request_id,
+            key=(Lane(LANES.index(lane)), client),
+            arrival_s=self.clock(),
+            order_s=request.arrival_time,
+            priority=request.priority,
+            prompt_tokens=request.num_prompt_tokens,
+            missing_tokens=request.num_tokens - request.num_computed_tokens,
+            handle=request,
+        )
+
+    def step_view(self, waiting: WaitingRequests, last_output_s: float, pending_s: float) -> StepView:
+        """The engine's state right before a step."""
+        s = self._s
+        pool = s.kv_cache_manager.block_pool
+        running = []
+        for request in s.running:
+            try:
+                view = request.hybrid_view
+            except AttributeError:
+                view = self.view_of(request)
+            view.computed_tokens = request.num_computed_tokens
+            view.output_tokens = len(request._output_token_ids)
+            view.in_flight = request.num_output_placeholders
+            if request.is_prefill_chunk:
+                view.prefilling = True
+                view.missing_tokens = request.num_tokens - request.num_computed_tokens
+            else:
+                view.prefilling = False
+            running.append(view)
+        return StepView(
+            now_s=self.clock(),
+            running=running,
+            parked=[self._parked_view(request) for request in s.parked.values()] if s.parked else (),
+            waiting=waiting,
+            free_slots=self.free_slots(),
+            free_blocks=pool.get_num_free_blocks() - s.kv_cache_manager.watermark_blocks,
+            total_blocks=pool.num_gpu_blocks,
+            max_tokens=s.max_num_scheduled_tokens,
+            decode_tokens=1 + s.num_spec_tokens,
+            last_output_s=last_output_s,
+            pending_s=pending_s,
+            fits=self.fits,
+            blocks_needed=self.blocks_needed,
+            reclaimable_blocks=self.reclaimable_blocks,
+        )
+
+    def _parked_view(self, request: Request) -> RequestView:
+        view = self.view_of(request)
+        view.computed_tokens = request.num_computed_tokens
+        view.missing_tokens = request.num_tokens - request.num_computed_tokens
+        view.prefilling = view.missing_tokens > 1
+        return view
+
+    def free_slots(self) -> int:
+        """Running requests that could be added."""
+        s = self._s
+        return s.max_num_active_reqs - len(s.running) - s.num_waiting_for_streaming_input
+
+    def fits(self, view: RequestView, reserve_blocks: int) -> bool:
+        """Whether vLLM would admit the request now and `reserve_blocks` stayed free.
+
+        As in vLLM the whole prompt must fit, and the watermark too unless nothing runs; nor is a reserve asked for
+        then.
+        """
+        s = self._s
+        if s.lora_config and not self._lora_fits(view.handle):
+            return False
+        manager = s.kv_cache_manager
+        margin = manager.watermark_blocks + reserve_blocks if s.running else 0
+        return self.blocks_needed(view) + margin <= manager.block_pool.get_num_free_blocks()
+
+    def _lora_fits(self, request: Request) -> bool:
+        # vLLM counts the adapters of requests scheduled in this step only; one of a paused request keeps its place.
+        if not request.lora_request:
+            return True
+        used = {r.lora_request.lora_int_id for r in self._s.running if r.lora_request}
+        return request.lora_request.lora_int_id in used or len(used) < self._s.lora_config.max_loras
+
+    def blocks_needed(self, view: RequestView) -> int:
+        """Blocks that the admission of a waiting or parked request takes, prefix hits deducted."""
+        s = self._s
+        manager, request = s.kv_cache_manager, view.handle
+        if request.num_computed_tokens:
+            hits, hit_tokens = manager.empty_kv_cache_blocks, 0
+        else:
+            hits, hit_tokens, *_ = manager.get_computed_blocks(request)
+        tokens = min(request.num_tokens, s.max_model_len)
+        done = request.num_computed_tokens + hit_tokens
+        return manager.coordinator.get_num_blocks_to_allocate(
+            request_id=request.request_id,
+            num_tokens=tokens,
+            new_computed_blocks=hits.blocks,
+            num_encoder_tokens=0,
+            total_computed_tokens=done,
+            num_local_computed_tokens=done,
+            num_tokens_main_model=tokens,
+            apply_admission_cap=True,
+            prefill_end=max(request.num_prompt_tokens, request.num_tokens - 1),
+        )
+
+    def reclaimable_blocks(self, view: RequestView) -> int:
+        """Blocks that come free when the request gives up its memory; 0 if it must not be asked to now."""
+        s, request = self._s, view.handle
+        # A resumable request that stops while preempted is lost in vLLM 0.32.
+        if request.resumable or not s._request_blocks_can_be_freed(request):
+            return 0
+        groups = s.kv_cache_manager.get_blocks(request.request_id).blocks
+        return sum(block.ref_cnt == 1 for group in groups for block in group)
