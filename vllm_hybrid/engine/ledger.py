@@ -15,7 +15,7 @@ from vllm.v1.request import Request
 
 from vllm_hybrid.policy.fairness import VirtualCounters
 from vllm_hybrid.policy.latency import StepWork
-from vllm_hybrid.policy.request import ClientKey, Lane, RequestView
+from vllm_hybrid.policy.request import ClientKey, RequestView
 
 
 @dataclass(slots=True)
@@ -24,21 +24,22 @@ class Served:
 
     prompt_tokens: list[int] = field(default_factory=lambda: [0, 0])
     output_tokens: list[int] = field(default_factory=lambda: [0, 0])
-    service: Counter[ClientKey] = field(default_factory=Counter)
 
 
 class Ledger:
-    """Bills every step to the clients in it."""
+    """Bills every step to the clients in it; `settle` must be called before the counters are read."""
 
     def __init__(self, counters: VirtualCounters, view_of: Callable[[Request], RequestView]) -> None:
         self._counters = counters
         self._view_of = view_of
         self._decoding: Counter[ClientKey] = Counter()  # who decoded in the step that `repeat` continues
+        self._repeats = 0  # how often since then
         self.served = Served()
         self.work = StepWork()
 
     def record(self, scheduled: Mapping[str, int], requests: Mapping[str, Request]) -> None:
         """Bill a step. Called before vLLM advances `num_computed_tokens`."""
+        self.settle()
         work = StepWork()
         paid: dict[ClientKey, list[int]] = {}
         view_of = self._view_of
@@ -72,11 +73,17 @@ class Ledger:
         self.work = work
 
     def repeat(self, decodes: int) -> None:
-        """Bill a step in which exactly the requests of the last one decode one token each."""
-        for key, count in self._decoding.items():
-            self._pay(key, 0, count)
-        last = self.work
-        self.work = StepWork(decodes=decodes, context_tokens=last.context_tokens + decodes)
+        """Bill a step in which exactly the requests of the last one decode one token each. O(1)."""
+        self._repeats += 1
+        context = self.work.context_tokens + decodes
+        self.work = StepWork(decodes=decodes, context_tokens=context)
+
+    def settle(self) -> None:
+        """Charge the repeated steps to the counters. O(clients that decode)."""
+        repeats, self._repeats = self._repeats, 0
+        if repeats:
+            for key, count in self._decoding.items():
+                self._pay(key, 0, count * repeats)
 
     @staticmethod
     def _prefill_bill(view: RequestView, done: int, tokens: int, sampled: bool) -> tuple[int, int]:
@@ -90,15 +97,17 @@ class Ledger:
         served, lane = self.served, key[0]
         served.prompt_tokens[lane] += prompt
         served.output_tokens[lane] += output
-        served.service[key] += self._counters.input_price * prompt + self._counters.output_price * output  # type: ignore[assignment]
 
     def drain(self) -> Served:
         """What was served since the last call."""
+        self.settle()
         served, self.served = self.served, Served()
         return served
 
 
-def lanes_of(views: Iterable[RequestView]) -> dict[str, int]:
-    """How many of the requests stand in each lane, by the lane's name."""
-    count = Counter(view.key[0] for view in views)
-    return {lane.label: count[lane] for lane in Lane}
+def per_lane(views: Iterable[RequestView]) -> list[int]:
+    """How many of the requests stand in each lane, indexed by lane."""
+    count = [0, 0]
+    for view in views:
+        count[view.key[0]] += 1
+    return count

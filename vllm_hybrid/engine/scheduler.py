@@ -25,7 +25,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
 from vllm_hybrid import compat
-from vllm_hybrid.engine.ledger import Ledger, lanes_of
+from vllm_hybrid.engine.ledger import Ledger, per_lane
 from vllm_hybrid.engine.queue import PlanQueue, make_parking_queue
 from vllm_hybrid.engine.step_timer import StepTimer
 from vllm_hybrid.engine.tally import StepMode, Tally
@@ -73,6 +73,7 @@ class HybridMixin(Scheduler):
         self._caps: dict[str, int] = {}
         self._membership = 0  # grows whenever a request enters or leaves `running`
         self._planned_membership = -1  # membership for which the last plan still stands
+        self._repeatable = -1  # membership for which the last step that was billed can be billed again
         self._steps_since_plan = 0
         self._paused_now: list[int] = [0, 0]
         self._error_logged = False
@@ -104,6 +105,7 @@ class HybridMixin(Scheduler):
     def _schedule_stock(self, throttle_prefills: bool) -> SchedulerOutput:
         self._planned_membership = -1
         self._paused_now = [0, 0]
+        self.ledger.settle()
         return super().schedule(throttle_prefills)
 
     def _can_reuse(self) -> bool:
@@ -131,6 +133,7 @@ class HybridMixin(Scheduler):
     def _schedule_planned(self, throttle_prefills: bool) -> tuple[StepMode, SchedulerOutput]:
         assert self.planner is not None
         try:
+            self.ledger.settle()
             now_s = self.clock()
             view = self.viewer.step_view(self.waiting_requests, self.timer.last_output_s, self.timer.pending_s(now_s))
             plan = self.planner.plan(view)
@@ -155,8 +158,8 @@ class HybridMixin(Scheduler):
         if victims:
             timestamp = time.monotonic()
             self.running = [r for r in self.running if r not in victims]
-            for request in victims:
-                self._preempt_request(request, timestamp, drop_stale_output=self.requires_kv_delivery)
+            for view in plan.preempt:
+                self._preempt_request(view.handle, timestamp, drop_stale_output=self.requires_kv_delivery)
         for view in plan.drop:
             self._drop_parked(view.handle)
         paused = list(plan.paused)
@@ -171,7 +174,8 @@ class HybridMixin(Scheduler):
         self._pause(view.handle for view in paused)
         self._count_pauses(plan, paused)
         self._caps = plan.caps
-        self._reserve_prefill_lookahead = self._capped_reserve
+        if plan.caps or plan.candidates:  # a call per running request: only where a cap may stand
+            self._reserve_prefill_lookahead = self._capped_reserve
         self.max_num_scheduled_tokens = plan.token_budget
         self.policy = SchedulingPolicy.FCFS  # victims are taken from the end of our order
         back = {view.handle for view in plan.unpark}
@@ -194,7 +198,8 @@ class HybridMixin(Scheduler):
             admitted = [new.req_id for new in output.scheduled_new_reqs]
             admitted += output.scheduled_cached_reqs.resumed_req_ids
             try:
-                check_obedience(plan, output.num_scheduled_tokens, admitted, self.plan_queue.offered)
+                total = output.total_num_scheduled_tokens
+                check_obedience(plan, total, output.num_scheduled_tokens, admitted, self.plan_queue.offered)
             except Exception as difference:
                 error = difference
         if error is not None:
@@ -220,10 +225,9 @@ class HybridMixin(Scheduler):
             request.next_decode_eligible_step = max(request.next_decode_eligible_step, until)
 
     def _count_pauses(self, plan: StepPlan, paused: list[Any]) -> None:
-        lanes = lanes_of(paused)
-        self._paused_now = [lanes[lane.label] for lane in Lane]
-        for lane in Lane:
-            self.tally.pauses[lane] += lanes[lane.label]
+        self._paused_now = per_lane(paused)
+        for view in paused:
+            self.tally.pauses[view.key[0]] += 1
         for view in plan.park:
             self.tally.pauses[view.key[0]] += view.request_id in self.parked
 
@@ -281,6 +285,7 @@ class HybridMixin(Scheduler):
             return
         key = self.viewer.view_of(request).key
         if not self.waiting_requests.waits(key):
+            self.ledger.settle()
             self.counters.lift(key, self.waiting_requests.smallest_counter(key[0]))
         super().add_request(request)
         self._live[key] += 1
@@ -336,10 +341,11 @@ class HybridMixin(Scheduler):
                     for new in scheduler_output.scheduled_new_reqs:
                         self.parked.pop(new.req_id, None)
             everybody_decodes = scheduler_output.total_num_scheduled_tokens == len(scheduled) == len(self.running)
-            if everybody_decodes and not came and self._planned_membership == self._membership:
+            if everybody_decodes and not came and self._repeatable == self._membership:
                 self.ledger.repeat(len(scheduled))
             else:
                 self.ledger.record(scheduled, self.requests)
+                self._repeatable = self._membership if everybody_decodes else -1
         super()._update_after_schedule(scheduler_output)
 
     def update_from_output(self, scheduler_output: SchedulerOutput, model_runner_output: Any) -> Any:
@@ -351,13 +357,13 @@ class HybridMixin(Scheduler):
     # -- what we tell others ---------------------------------------------------------------------------------------
     def hybrid_drain(self) -> dict[str, Any]:
         """What happened since the last call, and how many requests wait, run and pause now."""
-        running = lanes_of(self.viewer.view_of(r) for r in self.running)
-        parked = lanes_of(self.viewer.view_of(r) for r in self.parked.values())
+        running = per_lane(self.viewer.view_of(r) for r in self.running)
+        parked = per_lane(self.viewer.view_of(r) for r in self.parked.values())
         requests = {
             lane.label: {
                 "waiting": self.waiting_requests.lane_length(lane),
-                "running": running[lane.label],
-                "paused": self._paused_now[lane] + parked[lane.label],
+                "running": running[lane],
+                "paused": self._paused_now[lane] + parked[lane],
             }
             for lane in Lane
         }

@@ -42,9 +42,6 @@ class Tally:
                 lane.label: {"prompt": served.prompt_tokens[lane], "output": served.output_tokens[lane]}
                 for lane in Lane
             },
-            "service": {
-                lane.label: {key[1]: units for key, units in served.service.items() if key[0] is lane} for lane in Lane
-            },
             "preemptions": {lane.label: done.preemptions[lane] for lane in Lane},
             "pauses": {lane.label: done.pauses[lane] for lane in Lane},
             "steps": {mode.value: done.steps[mode] for mode in StepMode},

@@ -60,6 +60,7 @@ class Viewer:
         """The engine's state right before a step."""
         s = self._s
         pool = s.kv_cache_manager.block_pool
+        timed = s.hybrid_config.slo.has_online_target
         running = []
         for request in s.running:
             try:
@@ -67,8 +68,9 @@ class Viewer:
             except AttributeError:
                 view = self.view_of(request)
             view.computed_tokens = request.num_computed_tokens
-            view.output_tokens = len(request._output_token_ids)
-            view.in_flight = request.num_output_placeholders
+            if timed:
+                view.output_tokens = len(request._output_token_ids)
+                view.in_flight = request.num_output_placeholders
             if request.is_prefill_chunk:
                 view.prefilling = True
                 view.missing_tokens = request.num_tokens - request.num_computed_tokens

@@ -6,7 +6,7 @@ the engine then did is held against it by `check_obedience`. Both checks are che
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vllm_hybrid.policy.request import RequestView
@@ -91,13 +91,17 @@ def check_plan(view: StepView, plan: StepPlan) -> None:
 
 
 def check_obedience(
-    plan: StepPlan, scheduled: Mapping[str, int], admitted: Iterable[str], offered: Mapping[str, RequestView]
+    plan: StepPlan,
+    total: int,
+    scheduled: Mapping[str, int],
+    admitted: Iterable[str],
+    offered: Mapping[str, RequestView],
 ) -> None:
     """Raise PlanError if a step did something its plan did not allow.
 
-    scheduled: request id -> tokens; admitted: ids that came in from a waiting queue; offered: what the plan offered.
+    total: tokens in the step; scheduled: request id -> tokens; admitted: ids that came in from a waiting queue;
+    offered: what the plan offered.
     """
-    total = sum(scheduled.values())
     if total > plan.token_budget:
         raise PlanError(f"{total} tokens scheduled, the plan allowed {plan.token_budget}")
     for name, group in (("paused", plan.paused), ("preempted", plan.preempt), ("parked", plan.park)):
@@ -111,6 +115,3 @@ def check_obedience(
     for request_id in admitted:
         if request_id not in offered and request_id not in unparked:
             raise PlanError(f"{request_id} was admitted without having been offered")
-
-
-EMPTY: Iterator[RequestView] = iter(())

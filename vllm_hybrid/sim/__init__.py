@@ -1,0 +1,1 @@
+"""Drives the real scheduler classes without a model."""
