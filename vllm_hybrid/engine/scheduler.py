@@ -28,7 +28,7 @@ from vllm_hybrid.engine.view import Viewer
 from vllm_hybrid.policy.compose import HybridPlanner
 from vllm_hybrid.policy.fairness import VirtualCounters
 from vllm_hybrid.policy.latency import StepTimePredictor, StepWork
-from vllm_hybrid.policy.plan import StepPlan, check_obedience, check_plan
+from vllm_hybrid.policy.plan import StepPlan, StepResult, check_obedience, check_plan
 from vllm_hybrid.policy.request import ClientKey, Lane
 from vllm_hybrid.policy.waiting import WaitingRequests
 from vllm_hybrid.settings import settings_of
@@ -139,16 +139,19 @@ class HybridMixin(Steering):
 
     def _check(self, plan: StepPlan, output: SchedulerOutput) -> None:
         """Hold the step against its plan; a difference is a defect of ours, counted like a failing policy."""
-        error = self.plan_queue.error
-        if error is None:
-            admitted = [new.req_id for new in output.scheduled_new_reqs]
-            admitted += output.scheduled_cached_reqs.resumed_req_ids
-            try:
-                total = output.total_num_scheduled_tokens
-                check_obedience(plan, total, output.num_scheduled_tokens, admitted, self.plan_queue.offered)
-            except Exception as difference:
-                error = difference
-        if error is not None:
+        try:
+            if self.plan_queue.error is not None:
+                raise self.plan_queue.error
+            result = StepResult(
+                total_tokens=output.total_num_scheduled_tokens,
+                scheduled=output.num_scheduled_tokens,
+                drafts=output.scheduled_spec_decode_tokens,
+                admitted=_admitted(output),
+                offered=self.plan_queue.offered,
+                least_chunk_tokens=self._least_chunk_tokens(),
+            )
+            check_obedience(plan, result)
+        except Exception as error:
             self._policy_failed(error)
 
     def _policy_failed(self, error: Exception) -> None:
@@ -196,8 +199,7 @@ class HybridMixin(Steering):
 
     def _account(self, output: SchedulerOutput) -> None:
         """Note who came in, and bill the step; `num_computed_tokens` is still that of before the step."""
-        scheduled, came = output.num_scheduled_tokens, list(output.scheduled_cached_reqs.resumed_req_ids)
-        came += [new.req_id for new in output.scheduled_new_reqs]  # the V2 model runner gets resumed ones as new
+        scheduled, came = output.num_scheduled_tokens, _admitted(output)
         if came:
             self._membership += 1
             for request_id in came:
@@ -234,6 +236,11 @@ class HybridMixin(Steering):
         }
         self.tally.bad_identities, self.viewer.bad_identities = self.viewer.bad_identities, 0
         return self.tally.drain(self.ledger.drain(), requests, self.predictor)
+
+
+def _admitted(output: SchedulerOutput) -> list[str]:
+    """Requests that came in from a waiting queue. (The V2 model runner gets resumed ones as new.)"""
+    return [*output.scheduled_cached_reqs.resumed_req_ids, *(new.req_id for new in output.scheduled_new_reqs)]
 
 
 class HybridSyncScheduler(HybridMixin, Scheduler):

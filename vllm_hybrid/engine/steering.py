@@ -99,18 +99,25 @@ class Steering(Scheduler):
         for view in plan.park:
             self.tally.pauses[view.key[0]] += view.request_id in self.parked
 
+    def _least_chunk_tokens(self) -> int:
+        """The smallest prefill chunk the model can be given; a smaller cap would stall or misalign it."""
+        least = self.num_prefill_lookahead + 1 if self.num_prefill_lookahead else 1
+        return max(least, self.block_size) if self.need_mamba_block_aligned_split else least
+
+    def _capped(self, request: Request, tokens: int) -> int:
+        cap = self._caps.get(request.request_id)
+        return tokens if cap is None else min(tokens, max(cap, self._least_chunk_tokens()))
+
     def _capped_reserve(self, request: Request, num_computed_tokens: int, num_new_tokens: int) -> int:
         """vLLM's last word on a chunk, after ours. A decode is never cut."""
-        cap = self._caps.get(request.request_id)
-        if cap is not None and cap < num_new_tokens and request.num_tokens - num_computed_tokens > 1:
-            num_new_tokens = max(cap, self.num_prefill_lookahead + 1) if self.num_prefill_lookahead else cap
+        if request.num_tokens - num_computed_tokens > 1:
+            num_new_tokens = self._capped(request, num_new_tokens)
         vllms_own = super()._reserve_prefill_lookahead
         return vllms_own(request, num_computed_tokens, num_new_tokens)
 
     def _mamba_block_aligned_split(self, request: Request, num_new_tokens: int, *args: Any, **kwargs: Any) -> int:
-        cap = self._caps.get(request.request_id) if self.steerable else None
-        if cap is not None and cap < num_new_tokens:
-            num_new_tokens = max(cap, min(self.block_size, num_new_tokens))
+        if self.steerable:
+            num_new_tokens = self._capped(request, num_new_tokens)
         return super()._mamba_block_aligned_split(request, num_new_tokens, *args, **kwargs)
 
     @staticmethod

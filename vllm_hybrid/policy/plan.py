@@ -90,28 +90,38 @@ def check_plan(view: StepView, plan: StepPlan) -> None:
         raise PlanError("a request to drop or unpark is not parked, or is in both lists")
 
 
-def check_obedience(
-    plan: StepPlan,
-    total: int,
-    scheduled: Mapping[str, int],
-    admitted: Iterable[str],
-    offered: Mapping[str, RequestView],
-) -> None:
-    """Raise PlanError if a step did something its plan did not allow.
+@dataclass(slots=True)
+class StepResult:
+    """What the engine did in a step.
 
-    total: tokens in the step; scheduled: request id -> tokens; admitted: ids that came in from a waiting queue;
-    offered: what the plan offered.
+    scheduled: request id -> tokens, of which `drafts` (request id -> draft tokens) are speculative. admitted: ids
+    that came in from a waiting queue. offered: what the plan's candidates offered. least_chunk_tokens: the model
+    cannot be given smaller prefill chunks, whatever the cap.
     """
-    if total > plan.token_budget:
-        raise PlanError(f"{total} tokens scheduled, the plan allowed {plan.token_budget}")
+
+    total_tokens: int
+    scheduled: Mapping[str, int]
+    drafts: Mapping[str, Sequence[int]]
+    admitted: Iterable[str]
+    offered: Mapping[str, RequestView]
+    least_chunk_tokens: int = 1
+
+
+def check_obedience(plan: StepPlan, result: StepResult) -> None:
+    """Raise PlanError if a step did something its plan did not allow. O(what the plan restricts + admitted)."""
+    scheduled = result.scheduled
+    if result.total_tokens > plan.token_budget:
+        raise PlanError(f"{result.total_tokens} tokens scheduled, the plan allowed {plan.token_budget}")
     for name, group in (("paused", plan.paused), ("preempted", plan.preempt), ("parked", plan.park)):
-        for v in group:
-            if v.request_id in scheduled:
-                raise PlanError(f"{name} request {v.request_id} was scheduled")
+        for view in group:
+            if view.request_id in scheduled:
+                raise PlanError(f"{name} request {view.request_id} was scheduled")
     for request_id, cap in plan.caps.items():
-        if scheduled.get(request_id, 0) > cap:
-            raise PlanError(f"{request_id} got {scheduled[request_id]} tokens, its cap is {cap}")
-    unparked = {v.request_id for v in plan.unpark}
-    for request_id in admitted:
-        if request_id not in offered and request_id not in unparked:
+        # A decode is padded with drafts after the cap was applied.
+        tokens = scheduled.get(request_id, 0) - len(result.drafts.get(request_id, ()))
+        if tokens > max(cap, result.least_chunk_tokens):
+            raise PlanError(f"{request_id} got {tokens} tokens, its cap is {cap}")
+    unparked = {view.request_id for view in plan.unpark}
+    for request_id in result.admitted:
+        if request_id not in result.offered and request_id not in unparked:
             raise PlanError(f"{request_id} was admitted without having been offered")
