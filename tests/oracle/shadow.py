@@ -62,17 +62,19 @@ class _Tokens:
     def last_hash(self) -> int:
         return int(self.hashes[len(self.tokens) - 1]) if self.tokens else _SEED_HASH
 
-    def rewind(self, known: list[int]) -> None:
-        """Go on from the tokens the scheduler knows: a prefix of what was sampled."""
-        if list(known) != self.tokens[: len(known)]:
-            raise OracleError("the scheduler's tokens are not those that were sampled")
-        del self.tokens[len(known) :]
+    def check_known(self, request_id: str, known: list[int]) -> None:
+        """The scheduler's record of a request that comes (back) into the batch is what was sampled, all of it."""
+        if known != self.tokens[: len(known)]:
+            raise OracleError(f"{request_id}: the scheduler's tokens are not those that were sampled")
+        if len(known) < len(self.tokens):
+            raise OracleError(f"{request_id}: {len(self.tokens) - len(known)} sampled tokens were thrown away")
 
 
 @dataclass(slots=True)
 class _Request(_Tokens):
     blocks: list[int] = field(default_factory=list)
     drafts: list[int] = field(default_factory=list)
+    computed_end: int | None = None  # where the next chunk must start; None after an admission: a prefix hit decides
 
     def slots(self, start: int, end: int) -> np.ndarray:
         """Physical slots of positions [start, end)."""
@@ -121,24 +123,24 @@ class ShadowWorker:
             request = self._requests.get(data.req_id) or _Request()
             if self.world.v2_runner:
                 self._take_slot(data)
-                known = data.prefill_token_ids
+            elif request.tokens:
+                raise OracleError(f"{data.req_id} is sent as new, but the worker has it already")
+            if request.tokens:  # runner V2: it comes back after it lost its slot
+                request.check_known(data.req_id, data.prefill_token_ids)
             else:
-                known = data.prompt_token_ids
-                if request.tokens:
-                    raise OracleError(f"{data.req_id} is sent as new, but the worker has it already")
-            if request.tokens:  # runner V2: resumed after a preemption
-                request.rewind(known)
-            else:
-                for token in known:
+                for token in data.prompt_token_ids:
                     request.push(token)
             request.prompt_tokens = len(data.prompt_token_ids)
             request.blocks = list(data.block_ids[0])
+            request.computed_end = None
             self._requests[data.req_id] = request
         return {data.req_id: data.num_computed_tokens for data in step.scheduled_new_reqs}
 
     def _take_slot(self, data: NewRequestData) -> None:
         if data.prefill_token_ids is None:
             raise OracleError(f"{data.req_id}: runner V2 needs its token ids")
+        if data.req_id in self._in_batch:
+            raise OracleError(f"{data.req_id} is sent as new, but still holds its slot")
         self._in_batch.add(data.req_id)
         if len(self._in_batch) > self.world.max_seqs:
             raise OracleError("no free slot in the model runner")
@@ -153,6 +155,7 @@ class ShadowWorker:
                 raise OracleError(f"{request_id} resumed without blocks")
             if resumed:
                 request.blocks = list(blocks[0])
+                request.computed_end = None
             elif blocks is not None:
                 request.blocks.extend(blocks[0])
             if self.world.v2_runner:
@@ -170,7 +173,7 @@ class ShadowWorker:
                 raise OracleError(f"{request_id} re-enters the batch without its token ids")
             known = known[: request.prompt_tokens] + known[-outputs:]
         if known is not None:
-            request.rewind(known)
+            request.check_known(request_id, known)
 
     def _run(self, step: SchedulerOutput, request_id: str, computed: int, tokens: int) -> list[int]:
         """Compute `tokens` tokens after the first `computed` ones; returns what was sampled behind the last token."""
@@ -187,6 +190,9 @@ class ShadowWorker:
             raise OracleError(f"{request_id}: no block for position {end - 1}")
         if known_end > len(request.tokens):
             raise OracleError(f"{request_id}: position {known_end - 1} has no token yet")
+        if request.computed_end is not None and computed != min(request.computed_end, len(request.tokens) - 1):
+            raise OracleError(f"{request_id}: goes on at {computed}, but {request.computed_end} are computed")
+        request.computed_end = end
         self._check_kv(request, request_id, computed)
         self._kv[request.slots(computed, known_end)] = request.hashes[computed:known_end]
         if known_end < len(request.tokens):

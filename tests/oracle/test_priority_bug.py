@@ -3,6 +3,7 @@
 import pytest
 
 from tests.oracle.harness import STOCK
+from tests.oracle.ours import HYBRID
 from tests.oracle.priority_cases import cases, wrong_cases
 
 pytestmark = pytest.mark.oracle
@@ -13,3 +14,9 @@ def test_stock_is_wrong_in_twenty_of_616_cases():
     assert len(list(cases())) == 616
     assert len(wrong) == 20
     assert all("KV wrong" in reason for reason in wrong.values())
+
+
+@pytest.mark.parametrize("two_lanes", [False, True], ids=["one-client", "two-lanes"])
+@pytest.mark.parametrize("async_mode", [False, True], ids=["sync", "async"])
+def test_ours_is_right_in_every_case(async_mode, two_lanes):
+    assert wrong_cases(HYBRID, async_mode, two_lanes) == {}

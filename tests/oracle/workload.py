@@ -143,6 +143,7 @@ def check_empty(loop: EngineLoop) -> None:
         "deferred_waiting": scheduler.deferred_waiting,
         "_inflight_prefills": scheduler._inflight_prefills,
     }
+    left |= {name: vars(scheduler)[name] for name in ("parked", "_live", "_caps") if name in vars(scheduler)}
     for name, container in left.items():
         if len(container):
             raise OracleError(f"{len(container)} left in {name}")
