@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from benchmarks.demo.load import BATCH, FLOOD, QUIET
+from benchmarks.demo.load import BATCH, FLOOD, LOAD, QUIET
+from benchmarks.demo.metrics import TenantFigures
 from benchmarks.demo.run import Run
 
 _LABEL_WIDTH, _COLUMN_WIDTH = 46, 14
@@ -98,12 +99,13 @@ def table(stock: Run, hybrid: Run) -> str:
     runs = (stock, hybrid)
     lines = [_line("", *(run.scheduler for run in runs))]
     lines += ["", "Phase 1: a flood and an offline backlog beside a quiet tenant"]
-    for tenant, title in ((QUIET, "quiet tenant (20 % of capacity)"), (FLOOD, "flooding tenant (200 %)")):
-        lines += _tenant_rows(runs, tenant, title, burst=False)
-    lines += _offline_rows(runs)
-    lines += ["", "Phase 2: both tenants flood, 1 : 2"]
+    lines += _online_rows(f"quiet tenant, {LOAD.quiet_share:.0%} of capacity", runs, _flood_figures(QUIET))
+    lines += _online_rows(f"flooding tenant, {LOAD.flood_share:.0%}", runs, _flood_figures(FLOOD))
+    lines += _offline_rows(runs, _flood_figures(BATCH))
+    lines += ["", f"Phase 2: both tenants flood, 1 : {LOAD.burst_ratio:g}"]
     for tenant, title in ((QUIET, "quiet tenant's burst"), (FLOOD, "flooding tenant")):
-        lines += _tenant_rows(runs, tenant, title, burst=True)
+        lines += _online_rows(title, runs, _burst_figures(tenant))
+        lines += _share_row(runs, tenant)
     lines += ["", "Both phases"]
     lines.append(_row("total tokens/s", runs, lambda run: f"{run.tokens_per_s:.0f}"))
     lines.append(_row("seconds until all was done", runs, lambda run: f"{run.seconds:.0f}"))
@@ -117,21 +119,35 @@ def check_table(results: Sequence[Check]) -> str:
     )
 
 
-def _tenant_rows(runs: Sequence[Run], tenant: str, title: str, burst: bool) -> Iterator[str]:
-    figures = {id(run): run.burst_figures(tenant) if burst else run.flood_figures(tenant) for run in runs}
-    yield _row(f"  {title}: TTFT p50, s", runs, lambda run: _seconds(figures[id(run)].ttft_p50_s))
-    yield _row("    TTFT p99, s", runs, lambda run: _seconds(figures[id(run)].ttft_p99_s))
-    yield _row("    worst gap between tokens, s", runs, lambda run: _seconds(figures[id(run)].worst_gap_s))
-    yield _row("    tokens/s", runs, lambda run: f"{figures[id(run)].tokens_per_s:.0f}")
-    if burst:
-        yield _row("    share of the service while both wait", runs, lambda run: f"{run.contention.share(tenant):.2f}")
+Figures = Callable[[Run], TenantFigures]
 
 
-def _offline_rows(runs: Sequence[Run]) -> Iterator[str]:
-    figures = {id(run): run.flood_figures(BATCH) for run in runs}
-    yield _row("  offline backlog: tokens/s", runs, lambda run: f"{figures[id(run)].tokens_per_s:.0f}")
-    yield _row("    finished", runs, lambda run: f"{figures[id(run)].finished} of {figures[id(run)].requests}")
-    yield _row("    done after, s", runs, lambda run: f"{figures[id(run)].last_token_s:.0f}")
+def _flood_figures(tenant: str) -> Figures:
+    return lambda run: run.flood_figures(tenant)
+
+
+def _burst_figures(tenant: str) -> Figures:
+    return lambda run: run.burst_figures(tenant)
+
+
+def _online_rows(title: str, runs: Sequence[Run], figures: Figures) -> Iterator[str]:
+    yield f"  {title}"
+    yield _row("    TTFT p50, s", runs, lambda run: f"{figures(run).ttft_p50_s:.2f}")
+    yield _row("    TTFT p99, s", runs, lambda run: f"{figures(run).ttft_p99_s:.2f}")
+    yield _row("    worst gap between tokens, s", runs, lambda run: f"{figures(run).worst_gap_s:.2f}")
+    yield _row("    tokens/s", runs, lambda run: f"{figures(run).tokens_per_s:.0f}")
+
+
+def _share_row(runs: Sequence[Run], tenant: str) -> Iterator[str]:
+    label = "    share of the service while both wait"
+    yield _row(label, runs, lambda run: f"{run.contention.share(tenant):.2f}")
+
+
+def _offline_rows(runs: Sequence[Run], figures: Figures) -> Iterator[str]:
+    yield "  offline backlog"
+    yield _row("    tokens/s", runs, lambda run: f"{figures(run).tokens_per_s:.0f}")
+    yield _row("    finished", runs, lambda run: f"{figures(run).finished} of {figures(run).requests}")
+    yield _row("    all done after, s", runs, lambda run: f"{figures(run).last_token_s:.0f}")
 
 
 def _row(label: str, runs: Sequence[Run], cell: Callable[[Run], str]) -> str:
@@ -140,7 +156,3 @@ def _row(label: str, runs: Sequence[Run], cell: Callable[[Run], str]) -> str:
 
 def _line(label: str, *cells: str) -> str:
     return f"{label:<{_LABEL_WIDTH}}" + "".join(f"{cell:>{_COLUMN_WIDTH}}" for cell in cells)
-
-
-def _seconds(value: float) -> str:
-    return f"{value:.2f}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -11,6 +12,7 @@ from benchmarks.demo.load import FLOOD, QUIET, Item, Load, Phases
 from benchmarks.demo.metrics import Contention, TenantFigures
 
 _ANSWER_TOKENS = 48
+_COUNTERS_SETTLE_S = 2
 _PLANNED_MODES = ("plan", "reuse")
 
 
@@ -77,9 +79,11 @@ def run(
     before = _policy_steps(running)
     flood = client.replay(running.base_url, wanted.flood, f"{name}: phase 1")
     burst = client.replay(running.base_url, wanted.burst, f"{name}: phase 2")
+    # The counters are collected about once a second: asked last, they hold the whole load.
+    answers = client.ask(running.base_url, text.SHOWN_QUESTIONS, _ANSWER_TOKENS)
+    time.sleep(_COUNTERS_SETTLE_S)
     after = _policy_steps(running)
     policy = PolicySteps(after.errors, after.contended - before.contended, after.planned - before.planned)
-    answers = client.ask(running.base_url, text.SHOWN_QUESTIONS, _ANSWER_TOKENS)
     return Run(name, flags, capacity, flood, burst, policy, answers)
 
 
