@@ -14,7 +14,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 from vllm_hybrid.policy.latency import StepTimePredictor
-from vllm_hybrid.policy.offline import Budget
+from vllm_hybrid.policy.offline import UNTRAINED_TOKENS, Budget
 from vllm_hybrid.policy.plan import StepPlan, StepView
 from vllm_hybrid.policy.request import ClientKey, Lane, RequestView
 
@@ -35,6 +35,7 @@ class Admission:
     offline: Budget | None  # None: no offline admission in this step
     reserve_blocks: int
     interval_s: float
+    admitted: int = 0
 
     def __iter__(self) -> Iterator[RequestView]:
         if (yield from self._lane(Lane.ONLINE, self.online, self.reserve_blocks)) and self.offline is not None:
@@ -52,7 +53,9 @@ class Admission:
         for request in itertools.chain(self._resuming(lane), newcomers):
             tokens = min(request.missing_tokens, budget.prefill_tokens(self.predictor, 0))
             if tokens < 1:
-                break
+                if self._something_runs():
+                    break
+                tokens = min(request.missing_tokens, UNTRAINED_TOKENS)
             if not self.view.fits(request, reserve):
                 passed.append(request)
                 closed.add(request.key)
@@ -63,6 +66,7 @@ class Admission:
                 self.plan.caps[request.request_id] = tokens
             yield request
             if request not in waiting:
+                self.admitted += 1
                 budget.spend(tokens, self.predictor.prefill_seconds(tokens, 0))
                 for other in passed:
                     other.bypassed += 1
@@ -78,9 +82,12 @@ class Admission:
             return rested
         return victims[:1]
 
+    def _something_runs(self) -> bool:
+        return self.admitted > 0 or len(self.plan.order) > len(self.plan.paused) or bool(self.plan.unpark)
+
     def _something_else(self) -> bool:
         """Whether the step has other work than offline requests that still rest."""
-        plan, waiting = self.plan, self.view.waiting
-        if len(plan.order) > len(plan.paused) or plan.unpark or waiting.lane_length(Lane.ONLINE):
+        waiting = self.view.waiting
+        if self._something_runs() or waiting.lane_length(Lane.ONLINE):
             return True
         return waiting.lane_length(Lane.OFFLINE) > len(waiting.resuming(Lane.OFFLINE))

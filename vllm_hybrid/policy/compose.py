@@ -47,21 +47,26 @@ class HybridPlanner:
         room = self._make_room(view, groups, heads)
         online_s, offline_s = self._seconds(view, groups, heads)
 
-        plan = StepPlan(token_budget=view.max_tokens, order=groups.online_decodes)
-        left = max(0, view.max_tokens - len(groups.online_decodes) * view.decode_tokens)
-        online_tokens = self._online_tokens(left, online_s)
-        waiting_tokens = self._prefill_online(plan, groups, online_tokens)
-        reach = waiting_tokens if view.waiting.lane_length(Lane.ONLINE) else 0
-        offline_budget = Budget(left - (online_tokens - waiting_tokens) - reach, offline_s)
+        plan = StepPlan(token_budget=view.max_tokens, order=list(groups.online_decodes))
+        decode_tokens = len(groups.online_decodes) * view.decode_tokens
+        online = Budget(self._online_tokens(view.max_tokens - decode_tokens, online_s), math.inf)
+        chunk_tokens, chunk_s = self._prefill_online(plan, groups, online)
+        head_tokens = self._head_tokens(view, heads, room, online)
+        offline = Budget(view.max_tokens - decode_tokens - chunk_tokens - head_tokens, offline_s)
+        offline.seconds -= chunk_s + self._predictor.prefill_seconds(head_tokens, 0)
         if self._slo.has_online_target and not self._predictor.ready:
-            offline_budget = Budget(min(UNTRAINED_TOKENS, offline_budget.tokens))
-        filled_tokens = self._fill_offline(view, plan, groups, room, offline_budget)
+            offline = Budget(min(UNTRAINED_TOKENS, offline.tokens), math.inf)
+        filled_tokens = self._fill_offline(view, plan, groups, room, offline)
 
         if self._slo.has_online_target:
-            spent = view.max_tokens - left + (online_tokens - waiting_tokens) + reach + filled_tokens
-            plan.token_budget = max(1, min(view.max_tokens, spent + max(0, int(offline_budget.tokens))))
+            waiting_tokens = online.tokens if view.waiting.lane_length(Lane.ONLINE) else 0
+            left_tokens = max(0, offline.prefill_tokens(self._predictor, 0))
+            tokens = decode_tokens + chunk_tokens + waiting_tokens + filled_tokens + left_tokens
+            if len(plan.order) == len(plan.paused):
+                tokens = max(tokens, UNTRAINED_TOKENS)
+            plan.token_budget = max(1, min(view.max_tokens, tokens))
         if room.slots > 0 or room.placed:
-            plan.candidates = iter(self._admission(view, plan, groups, room, waiting_tokens, offline_budget))
+            plan.candidates = iter(self._admission(view, plan, groups, room, online, offline))
         return plan
 
     def reusable(self, work: StepWork, now_s: float, pending_s: float, last_output_s: float, steps: int) -> bool:
@@ -136,22 +141,33 @@ class HybridPlanner:
     def _online_tokens(self, left: int, seconds: float) -> int:
         """Prefill tokens that online requests may compute in the step."""
         if seconds == math.inf:
-            return left
+            return max(0, left)
         within = self._predictor.prefill_tokens_within(seconds, 0)
-        return int(min(left, max(MIN_PREFILL_TOKENS, within)))
+        return int(max(0, min(left, max(MIN_PREFILL_TOKENS, within))))
 
-    @staticmethod
-    def _prefill_online(plan: StepPlan, groups: Groups, tokens: int) -> int:
-        """Give running online prefills their chunks; returns the tokens left for admissions."""
+    def _prefill_online(self, plan: StepPlan, groups: Groups, budget: Budget) -> tuple[int, float]:
+        """Give running online prefills their chunks out of `budget`; returns their tokens and seconds."""
+        tokens, seconds = 0, 0.0
         for view in groups.online_prefills:
-            chunk = min(view.missing_tokens, tokens)
+            chunk = min(view.missing_tokens, budget.tokens)
             plan.order.append(view)
             if chunk < 1:
                 plan.paused.append(view)
-            elif chunk < view.missing_tokens:
+                continue
+            if chunk < view.missing_tokens:
                 plan.caps[view.request_id] = chunk
-            tokens -= max(0, chunk)
-        return tokens
+            budget.tokens -= chunk
+            tokens += chunk
+            seconds += self._predictor.prefill_seconds(chunk, view.computed_tokens)
+        return tokens, seconds
+
+    @staticmethod
+    def _head_tokens(view: StepView, heads: Sequence[RequestView], room: Room, budget: Budget) -> int:
+        """Prefill tokens that online admissions will take in the step, as far as can be foreseen."""
+        more = view.waiting.lane_length(Lane.ONLINE) > room.placed and room.slots > 0 and not room.stuck
+        if more:
+            return budget.tokens
+        return min(budget.tokens, sum(v.missing_tokens for v in heads[: room.placed]))
 
     # -- offline -----------------------------------------------------------------------------------------------------
     def _fill_offline(self, view: StepView, plan: StepPlan, groups: Groups, room: Room, budget: Budget) -> int:
@@ -160,19 +176,16 @@ class HybridPlanner:
         back = self._returning(view, groups, room)
         decodes = groups.offline_decodes + [v for v in back if not v.prefilling]
         prefills = groups.offline_prefills + [v for v in back if v.prefilling]
-        alone = not (groups.online or room.placed)
+        alone = not groups.online  # whom vLLM will admit is not certain: something must run in any case
         filling = self._filler.fill(decodes, prefills, budget, view.decode_tokens, at_least_one=alone)
         parked = set(back)
         plan.unpark = [v for v in filling.run if v in parked]
         room.slots -= len(plan.unpark)
         plan.caps.update(filling.caps)
+        plan.order += [v for v in filling.run if v not in parked]
         paused = [v for v in filling.paused if v not in parked]
-        stalled = plan.paused
-        plan.order = [v for v in plan.order if v not in stalled] if stalled else plan.order
-        plan.order += [v for v in filling.run if v not in parked] if parked else filling.run
-        plan.order += stalled
         plan.order += paused
-        plan.paused = stalled + paused
+        plan.paused += paused
         return filling.tokens
 
     def _returning(self, view: StepView, groups: Groups, room: Room) -> list[RequestView]:
@@ -199,14 +212,14 @@ class HybridPlanner:
         room.drop.append(victim)
 
     def _admission(
-        self, view: StepView, plan: StepPlan, groups: Groups, room: Room, online_tokens: int, offline: Budget
+        self, view: StepView, plan: StepPlan, groups: Groups, room: Room, online: Budget, offline: Budget
     ) -> Admission:
         return Admission(
             view=view,
             plan=plan,
             predictor=self._predictor,
             promised=groups.promised(self._counters),
-            online=Budget(online_tokens),
+            online=online,
             offline=None if room.stuck else offline,
             reserve_blocks=self._reserve(groups),
             interval_s=self._interval_s,

@@ -42,18 +42,19 @@ class RoomMaker:
         self.room = Room(slots=view.free_slots, blocks=view.free_blocks)
 
     def place(self, heads: Iterable[RequestView], reserve_blocks: int) -> Room:
-        """Find room for `heads` in their order; stops at the first that cannot be placed."""
+        """Find room for `heads` in their order, `reserve_blocks` left free; stops at the first that cannot be
+        placed."""
         room = self.room
         for head in heads:
-            if not self._place(self._view.blocks_needed(head) + reserve_blocks):
+            if not self._place(self._view.blocks_needed(head), reserve_blocks):
                 room.stuck = True
                 break
             room.placed += 1
         return room
 
-    def _place(self, needed: int) -> bool:
+    def _place(self, needed: int, reserve_blocks: int) -> bool:
         room, view = self.room, self._view
-        slots, blocks = room.slots, room.blocks
+        slots, blocks = room.slots, room.blocks - reserve_blocks
         running, parked = list(self._running), list(self._parked)
         preempt: list[RequestView] = []
         park: list[RequestView] = []
@@ -80,5 +81,5 @@ class RoomMaker:
         room.preempt += preempt
         room.park += park
         room.drop += drop
-        room.slots, room.blocks = slots - 1, blocks - needed
+        room.slots, room.blocks = slots - 1, blocks + reserve_blocks - needed
         return True
