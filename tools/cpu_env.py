@@ -46,9 +46,7 @@ def make_venv(venv: Path) -> Path:
 
 def pip_setting(python: Path, name: str) -> list[str]:
     """The values pip would use for an option, from its environment variables or its files."""
-    listing = subprocess.run(
-        [python, "-m", "pip", "config", "list"], check=True, capture_output=True, text=True
-    ).stdout
+    listing = subprocess.run([python, "-m", "pip", "config", "list"], check=True, capture_output=True, text=True).stdout
     settings = dict(line.split("=", 1) for line in listing.splitlines() if "=" in line)
     for section in (":env:", "install", "global"):
         if value := settings.get(f"{section}.{name}"):
