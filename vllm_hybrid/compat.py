@@ -32,6 +32,9 @@ class Reach:
     used_for: str
     in_source: bool = False
 
+    def __str__(self) -> str:
+        return f"{self.owner} ... {self.name}" if self.in_source else f"{self.owner}.{self.name}"
+
     def problem(self) -> str | None:
         """Why the name cannot be used, or None."""
         try:

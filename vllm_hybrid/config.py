@@ -81,7 +81,7 @@ def _no_bool(value: object) -> object:
     return value
 
 
-_Positive = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, allow_inf_nan=False)]
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_no_bool)]
 
 
 class _Section(BaseModel):

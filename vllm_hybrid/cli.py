@@ -1,0 +1,91 @@
+"""The command ``vllm-hybrid``.
+
+``check`` tells an operator before a server starts whether this machine's vLLM can be steered and what a
+configuration means.  ``config-docs`` prints the reference of all settings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.metadata import entry_points
+
+import yaml
+
+from vllm_hybrid import __version__, compat
+from vllm_hybrid.config import ConfigError, load_config
+from vllm_hybrid.config_docs import configuration_page
+
+_OLDEST_PYTHON, _FIRST_UNSUPPORTED_PYTHON = (3, 11), (3, 13)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a sub-command; the exit status is 1 where it found a problem."""
+    parser = argparse.ArgumentParser(prog="vllm-hybrid", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"vllm-hybrid {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True)
+    check = commands.add_parser("check", help="whether the installed vLLM can be steered; what a config means")
+    check.add_argument("--config", metavar="JSON|FILE", help="settings to resolve, as for --hybrid-config")
+    commands.add_parser("config-docs", help="print docs/configuration.md")
+    given = parser.parse_args(arguments)
+    if given.command == "config-docs":
+        print(configuration_page(), end="")
+        return 0
+    return _check(given.config)
+
+
+def _check(config: str | None) -> int:
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    problems = [*_python(), *_vllm(), *_plugin(), *_config(config)]
+    for problem in problems:
+        print(f"problem: {problem}", file=sys.stderr)
+    print(f"{len(problems)} problems" if problems else "no problems")
+    return 1 if problems else 0
+
+
+def _python() -> Iterator[str]:
+    print(f"Python {platform.python_version()}, vllm_hybrid {__version__}")
+    if not _OLDEST_PYTHON <= sys.version_info[:2] < _FIRST_UNSUPPORTED_PYTHON:
+        yield f"Python {platform.python_version()}: must be 3.11 or 3.12"
+
+
+def _vllm() -> Iterator[str]:
+    try:
+        from vllm.version import __version__ as installed
+    except ImportError as error:
+        yield f"vLLM cannot be imported ({error}): install vllm-hybrid[cpu] or vllm-hybrid[cuda]"
+        return
+    print(f"vLLM {installed}")
+    try:
+        compat.check_version()
+    except compat.IncompatibleVllm as error:
+        yield str(error)
+    for reach in compat.ALL:
+        problem = reach.problem()
+        print(f"  {'missing' if problem else 'found':8}{reach}  # {reach.used_for}")
+        if problem:
+            yield problem
+
+
+def _plugin() -> Iterator[str]:
+    """Without the plugin vLLM has no --scheduler, and complains of an ambiguous option instead."""
+    found = [point.name for point in entry_points(group="vllm.general_plugins")]
+    allowed = os.environ.get("VLLM_PLUGINS")
+    if "hybrid" not in found:
+        yield "the entry point vllm.general_plugins:hybrid is not installed: reinstall vllm-hybrid"
+    elif allowed is not None and "hybrid" not in allowed.split(","):
+        yield f"VLLM_PLUGINS={allowed!r} leaves out hybrid: add it, or unset VLLM_PLUGINS"
+    else:
+        print("plugin hybrid: installed and allowed")
+
+
+def _config(source: str | None) -> Iterator[str]:
+    try:
+        config = load_config(source)
+    except ConfigError as error:
+        yield str(error)
+    else:
+        print(yaml.safe_dump({"hybrid": config.model_dump(mode="json")}, sort_keys=False), end="")
