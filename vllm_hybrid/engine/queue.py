@@ -25,7 +25,6 @@ class PlanQueue(RequestQueue):
         self._waiting = waiting
         self._view_of = view_of
         self._candidates: Iterator[RequestView] | None = None
-        self._source: Iterable[RequestView] = ()
         self._excluded: set[RequestView] = set()
         self._pinned: RequestView | None = None
         self.offered: dict[str, RequestView] = {}
@@ -34,6 +33,7 @@ class PlanQueue(RequestQueue):
     # -- a container
     def _refreshed(self, request: Request) -> RequestView:
         view = self._view_of(request)
+        view.computed_tokens = request.num_computed_tokens
         view.missing_tokens = request.num_tokens - request.num_computed_tokens
         return view
 
@@ -72,7 +72,6 @@ class PlanQueue(RequestQueue):
     # -- a step
     def begin_step(self, candidates: Iterable[RequestView], excluded: Iterable[RequestView] = ()) -> None:
         """From now on offer `candidates` only, and none of `excluded` (this step's victims)."""
-        self._source = candidates
         self._candidates = iter(candidates)
         self._excluded = set(excluded)
         self._pinned = None

@@ -35,6 +35,8 @@ from vllm_hybrid.settings import settings_of
 
 logger = logging.getLogger("vllm.hybrid.scheduler")
 
+_MANY_CLIENTS = 1024  # counters kept before those of idle clients are looked through
+
 
 class HybridMixin(Steering):
     """Decides for the scheduler class that follows it in the MRO."""
@@ -56,6 +58,8 @@ class HybridMixin(Steering):
         self._planned_membership = -1  # membership for which the last plan still stands
         self._repeatable = -1  # membership for which the last step that was billed can be billed again
         self._steps_since_plan = 0
+        self._offline_runs = False
+        self._forget_at = _MANY_CLIENTS
         self._error_logged = False
         self.planner = HybridPlanner(self.hybrid_config, self.counters, self.predictor)
 
@@ -96,6 +100,8 @@ class HybridMixin(Steering):
             return False
         if len(self.plan_queue) and self.viewer.free_slots() > 0:
             return False
+        if self._offline_runs and self.waiting_requests.lane_length(Lane.ONLINE):
+            return False
         if running * (1 + self.num_spec_tokens) > self._full_budget:
             return False
         now_s, timer = self.clock(), self.timer
@@ -109,11 +115,13 @@ class HybridMixin(Steering):
 
     def _schedule_again(self, throttle_prefills: bool) -> SchedulerOutput:
         self._steps_since_plan += 1
+        self.policy = SchedulingPolicy.FCFS
         self.plan_queue.begin_step(())
         try:
             return super().schedule(throttle_prefills)
         finally:
             self.plan_queue.end_step()
+            self.policy = self._own_policy
 
     def _schedule_planned(self, throttle_prefills: bool) -> tuple[StepMode, SchedulerOutput]:
         assert self.planner is not None
@@ -127,13 +135,15 @@ class HybridMixin(Steering):
             self._policy_failed(error)
             return StepMode.FALLBACK, self._schedule_stock(throttle_prefills)
         self._apply(plan)
+        membership = self._membership
         try:
             output = super().schedule(throttle_prefills)
         finally:
             self._restore()
         self._check(plan, output)
-        only_decodes = not (plan.paused or plan.park or plan.caps or self._inflight_prefills)
-        self._planned_membership = self._membership if only_decodes else -1
+        stands = not (plan.paused or plan.park or plan.caps or self._inflight_prefills)
+        self._planned_membership = membership if stands else -1  # who came in during the step is not in the order yet
+        self._offline_runs = any(v.key[0] is Lane.OFFLINE for v in plan.order)
         self._steps_since_plan = 1
         return StepMode.PLAN, output
 
@@ -147,7 +157,7 @@ class HybridMixin(Steering):
                 scheduled=output.num_scheduled_tokens,
                 drafts=output.scheduled_spec_decode_tokens,
                 admitted=_admitted(output),
-                offered=self.plan_queue.offered,
+                offered=self.plan_queue.offered.keys() | self._holding,
                 least_chunk_tokens=self._least_chunk_tokens(),
             )
             check_obedience(plan, result)
@@ -173,11 +183,19 @@ class HybridMixin(Steering):
             super().add_request(request)
             return
         key = self.viewer.view_of(request).key
+        self._lift(key)
+        super().add_request(request)
+        self._live[key] += 1
+
+    def _lift(self, key: ClientKey) -> None:
+        """Before a request of the client enters the queue: idleness earns no credit."""
         if not self.waiting_requests.waits(key):
             self.ledger.settle()
             self.counters.lift(key, self.waiting_requests.smallest_counter(key[0]))
-        super().add_request(request)
-        self._live[key] += 1
+
+    def _lost_memory(self, request: Request) -> None:
+        self._lift(self.viewer.view_of(request).key)
+        super()._lost_memory(request)
 
     def _free_request(self, request: Request, delay_free_blocks: bool = False) -> Any:
         if self.planner is not None:
@@ -187,7 +205,17 @@ class HybridMixin(Steering):
             self._live[key] -= 1
             if self._live[key] <= 0:
                 del self._live[key]
+                self._forget_idle()
         return super()._free_request(request, delay_free_blocks)
+
+    def _forget_idle(self) -> None:
+        """Bound what is kept of clients that are gone: client ids come from outside."""
+        if len(self.counters.values) < self._forget_at:
+            return
+        self.ledger.settle()
+        smallest = {lane: self.waiting_requests.smallest_counter(lane) for lane in Lane}
+        self.counters.forget_idle(self._live, smallest)
+        self._forget_at = max(_MANY_CLIENTS, 2 * len(self.counters.values))
 
     def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
         if self.planner is not None:
@@ -203,7 +231,7 @@ class HybridMixin(Steering):
         if came:
             self._membership += 1
             for request_id in came:
-                self.parked.pop(request_id, None)
+                self._came_in(request_id)
         one_each = output.total_num_scheduled_tokens == len(scheduled) == len(self.running)
         if one_each and not came and self._repeatable == self._membership:
             self.ledger.repeat(len(scheduled))
@@ -211,6 +239,12 @@ class HybridMixin(Steering):
         self.ledger.record(scheduled, self.requests)
         everybody_decodes = one_each and self.ledger.work.decodes == len(scheduled)
         self._repeatable = self._membership if everybody_decodes else -1
+
+    def _came_in(self, request_id: str) -> None:
+        if self.parked.pop(request_id, None) is None:
+            view = self.viewer.view_of(self.requests[request_id])
+            if view.started:  # protected anew, or it would lose its memory again before it got anywhere
+                view.started, view.disturbed_s = False, self.clock()
 
     def update_from_output(self, scheduler_output: SchedulerOutput, model_runner_output: Any) -> Any:
         """The output of a step comes back."""

@@ -44,6 +44,7 @@ class Steering(Scheduler):
         self._own_policy = self.policy
         self._caps: dict[str, int] = {}
         self._membership = 0  # grows whenever a request enters or leaves `running`
+        self._holding: set[str] = set()  # requests that hold blocks and come in whatever the plan says
         self._paused_now = [0, 0]  # paused in the last planned step, by lane
         self.steerable = True
 
@@ -75,6 +76,7 @@ class Steering(Scheduler):
         self.policy = SchedulingPolicy.FCFS  # victims are taken from the end of our order
         back = {view.handle for view in plan.unpark}
         self.parking.hidden = frozenset(r for r in self.parked.values() if r not in back)
+        self._holding = {r.request_id for r in self.parking} if len(self.parking) > len(self.parked) else set()
         self.plan_queue.begin_step(plan.candidates, (*plan.preempt, *plan.drop))
 
     def _restore(self) -> None:
@@ -149,7 +151,7 @@ class Steering(Scheduler):
     def _lost_memory(self, request: Request) -> None:
         view = self.viewer.view_of(request)
         view.started = True
-        view.preempted_s = self.clock()
+        view.disturbed_s = self.clock()
         self.tally.preemptions[view.key[0]] += 1
 
     def _preempt_request(self, request: Request, timestamp: float, drop_stale_output: bool = False) -> None:

@@ -28,9 +28,12 @@ class StepTimer:
 
     def returned(self, step: object, now_s: float) -> None:
         """The output of a step came back."""
-        if not self._under_way or self._under_way[0][0] is not step:
-            return
-        _, scheduled_s, work, tokens = self._under_way.popleft()
+        while any(entry[0] is step for entry in self._under_way):  # those before it will never return
+            under_way, scheduled_s, work, tokens = self._under_way.popleft()
+            if under_way is step:
+                self._learn(scheduled_s, work, tokens, now_s)
+
+    def _learn(self, scheduled_s: float, work: StepWork, tokens: int, now_s: float) -> None:
         if tokens:
             self.predictor.observe(work, now_s - max(scheduled_s, self.last_output_s))
             self.last_output_s = now_s

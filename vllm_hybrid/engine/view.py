@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from vllm.v1.request import Request
+from vllm.v1.request import Request, RequestStatus
 
 from vllm_hybrid.config import DEFAULT_CLIENT, LANES, request_identity
 from vllm_hybrid.policy.plan import StepView
@@ -89,7 +89,8 @@ class Viewer:
             decode_tokens=1 + s.num_spec_tokens,
             last_output_s=last_output_s,
             pending_s=pending_s,
-            fits=self.fits,
+            admissible_tokens=self.admissible_tokens,
+            admitted=self.admitted,
             blocks_needed=self.blocks_needed,
             reclaimable_blocks=self.reclaimable_blocks,
         )
@@ -106,18 +107,24 @@ class Viewer:
         s = self._s
         return s.max_num_active_reqs - len(s.running) - s.num_waiting_for_streaming_input
 
-    def fits(self, view: RequestView, reserve_blocks: int) -> bool:
-        """Whether vLLM would admit the request now and `reserve_blocks` stayed free.
+    def admissible_tokens(self, view: RequestView, reserve_blocks: int) -> int:
+        """Prefill tokens that vLLM would compute for the request if it came in now; 0 if it does not fit.
 
         As in vLLM the whole prompt must fit, and the watermark too unless nothing runs; nor is a reserve asked for
         then.
         """
         s = self._s
         if s.lora_config and not self._lora_fits(view.handle):
-            return False
+            return 0
         manager = s.kv_cache_manager
         margin = manager.watermark_blocks + reserve_blocks if s.running else 0
-        return self.blocks_needed(view) + margin <= manager.block_pool.get_num_free_blocks()
+        blocks, tokens = self._demand(view.handle)
+        return tokens if blocks + margin <= manager.block_pool.get_num_free_blocks() else 0
+
+    @staticmethod
+    def admitted(view: RequestView) -> bool:
+        """Whether vLLM took the candidate; it may have passed it over (a grammar not compiled yet, stale output)."""
+        return view.handle.status == RequestStatus.RUNNING
 
     def _lora_fits(self, request: Request) -> bool:
         # vLLM counts the adapters of requests scheduled in this step only; one of a paused request keeps its place.
@@ -128,15 +135,19 @@ class Viewer:
 
     def blocks_needed(self, view: RequestView) -> int:
         """Blocks that the admission of a waiting or parked request takes, prefix hits deducted."""
+        return self._demand(view.handle)[0]
+
+    def _demand(self, request: Request) -> tuple[int, int]:
+        """Blocks to allocate and tokens to compute if the request came in now."""
         s = self._s
-        manager, request = s.kv_cache_manager, view.handle
+        manager = s.kv_cache_manager
         if request.num_computed_tokens:
             hits, hit_tokens = manager.empty_kv_cache_blocks, 0
         else:
             hits, hit_tokens, *_ = manager.get_computed_blocks(request)
         tokens = min(request.num_tokens, s.max_model_len)
         done = request.num_computed_tokens + hit_tokens
-        return manager.coordinator.get_num_blocks_to_allocate(
+        blocks = manager.coordinator.get_num_blocks_to_allocate(
             request_id=request.request_id,
             num_tokens=tokens,
             new_computed_blocks=hits.blocks,
@@ -147,6 +158,7 @@ class Viewer:
             apply_admission_cap=True,
             prefill_end=max(request.num_prompt_tokens, request.num_tokens - 1),
         )
+        return blocks, max(1, request.num_tokens - done)
 
     def reclaimable_blocks(self, view: RequestView) -> int:
         """Blocks that come free when the request gives up its memory; 0 if it must not be asked to now."""

@@ -9,6 +9,7 @@ request that does not fit stops all offline admissions. An offline victim comes 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
@@ -43,41 +44,51 @@ class Admission:
             yield from self._lane(Lane.OFFLINE, self.offline, reserve)
 
     def _lane(self, lane: Lane, budget: Budget, reserve: int) -> Generator[RequestView, None, bool]:
-        """Offer a lane's requests; returns whether all that were looked at fit."""
-        waiting = self.view.waiting
-        if not waiting.lane_length(lane):
+        """Offer a lane's requests; returns whether no request of the lane stayed out for want of room or budget."""
+        if not self.view.waiting.lane_length(lane):
             return True
         passed: list[RequestView] = []
         closed: set[ClientKey] = set()
-        newcomers = (v for v in waiting.walk(lane, self.promised, closed) if not v.started)
-        for request in itertools.chain(self._resuming(lane), newcomers):
-            tokens = min(request.missing_tokens, budget.prefill_tokens(self.predictor, 0))
-            if tokens < 1:
-                if self._something_runs():
-                    break
-                tokens = min(request.missing_tokens, UNTRAINED_TOKENS)
-            if not self.view.fits(request, reserve):
-                passed.append(request)
-                closed.add(request.key)
-                if request.bypassed >= MAX_BYPASSES or len(passed) >= _MAX_MISFITS:
-                    break
-                continue
-            if tokens < request.missing_tokens:
-                self.plan.caps[request.request_id] = tokens
-            yield request
-            if request not in waiting:
-                self.admitted += 1
-                budget.spend(tokens, self.predictor.prefill_seconds(tokens, 0))
-                for other in passed:
-                    other.bypassed += 1
+        # Closed at once when the step ends, also by an exception: an open walk keeps clients out of the next one.
+        with contextlib.closing(self.view.waiting.walk(lane, self.promised, closed)) as newcomers:
+            for request in itertools.chain(self._resuming(lane), newcomers):
+                barred = request.bypassed >= MAX_BYPASSES
+                tokens = self.view.admissible_tokens(request, 0 if barred else reserve)
+                if not tokens:
+                    passed.append(request)
+                    closed.add(request.key)
+                    if barred or len(passed) >= _MAX_MISFITS:
+                        return False
+                    continue
+                done_tokens = max(0, request.missing_tokens - tokens)
+                chunk = min(tokens, budget.prefill_tokens(self.predictor, done_tokens))
+                if chunk < 1:
+                    if self._something_runs():
+                        return False
+                    chunk = min(tokens, UNTRAINED_TOKENS)
+                if chunk < tokens:
+                    self.plan.caps[request.request_id] = chunk
+                yield request
+                if self.view.admitted(request):
+                    self.admitted += 1
+                    budget.spend(chunk, self.predictor.prefill_seconds(chunk, done_tokens))
+                    if self._bypassed(passed):
+                        return False
         return not passed
+
+    @staticmethod
+    def _bypassed(passed: list[RequestView]) -> bool:
+        """Note that somebody was admitted past these; whether one of them has been passed often enough."""
+        for request in passed:
+            request.bypassed += 1
+        return any(request.bypassed >= MAX_BYPASSES for request in passed)
 
     def _resuming(self, lane: Lane) -> list[RequestView]:
         victims = self.view.waiting.resuming(lane)
         if lane is Lane.ONLINE or not victims:
             return victims
         rested_s = self.view.now_s - self.interval_s
-        rested = [v for v in victims if v.preempted_s <= rested_s]
+        rested = [v for v in victims if v.disturbed_s <= rested_s]
         if rested or self._something_else():
             return rested
         return victims[:1]

@@ -9,6 +9,7 @@ kept: the token budget alone binds, and the predictor is only watched.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Sequence
@@ -43,25 +44,26 @@ class HybridPlanner:
     def plan(self, view: StepView) -> StepPlan:
         """Decide one step."""
         groups = Groups.of(view.running)
-        heads = self._heads(view, groups)
-        room = self._make_room(view, groups, heads)
-        online_s, offline_s = self._seconds(view, groups, heads)
-
         plan = StepPlan(token_budget=view.max_tokens, order=list(groups.online_decodes))
         decode_tokens = len(groups.online_decodes) * view.decode_tokens
-        online = Budget(self._online_tokens(view.max_tokens - decode_tokens, online_s), math.inf)
+        base_s, online_s = self._decode_seconds(view, groups)
+        online = Budget(view.max_tokens - decode_tokens, online_s, MIN_PREFILL_TOKENS)
         chunk_tokens, chunk_s = self._prefill_online(plan, groups, online)
+        heads = self._heads(view, groups, online.prefill_tokens(self._predictor, 0))
+        room = self._make_room(view, groups, heads)
         head_tokens = self._head_tokens(view, heads, room, online)
-        offline = Budget(view.max_tokens - decode_tokens - chunk_tokens - head_tokens, offline_s)
+
+        offline = Budget(view.max_tokens - decode_tokens - chunk_tokens - head_tokens)
+        offline.seconds = self._offline_seconds(view, groups, heads, base_s, online_s)
         offline.seconds -= chunk_s + self._predictor.prefill_seconds(head_tokens, 0)
         if self._slo.has_online_target and not self._predictor.ready:
-            offline = Budget(min(UNTRAINED_TOKENS, offline.tokens), math.inf)
+            offline = Budget(min(UNTRAINED_TOKENS, offline.tokens))
         filled_tokens = self._fill_offline(view, plan, groups, room, offline)
 
         if self._slo.has_online_target:
-            waiting_tokens = online.tokens if view.waiting.lane_length(Lane.ONLINE) else 0
-            left_tokens = max(0, offline.prefill_tokens(self._predictor, 0))
-            tokens = decode_tokens + chunk_tokens + waiting_tokens + filled_tokens + left_tokens
+            waiting = view.waiting.lane_length(Lane.ONLINE)
+            tokens = decode_tokens + chunk_tokens + (online.prefill_tokens(self._predictor, 0) if waiting else 0)
+            tokens += filled_tokens + offline.prefill_tokens(self._predictor, 0)
             if len(plan.order) == len(plan.paused):
                 tokens = max(tokens, UNTRAINED_TOKENS)
             plan.token_budget = max(1, min(view.max_tokens, tokens))
@@ -76,29 +78,33 @@ class HybridPlanner:
         """
         if not self._slo.has_online_target:
             return True
+        if not self._predictor.ready:
+            return False
+        seconds = self._predictor.seconds(work)
         if self._earliest_s == math.inf:  # no online decode has a deadline
-            return self._predictor.seconds(work) <= self._slo.idle_step_limit_s
+            return seconds <= self._slo.idle_step_limit_s
         tbt_s = self._slo.online.tbt_s or math.inf
         due_s = self._earliest_s + tbt_s * steps
         if self._slo.online.gap == "strict":
-            due_s = last_output_s + tbt_s
-        slack_s = due_s - now_s - pending_s
-        return self._predictor.ready and self._predictor.seconds(work) * (1 + self._predictor.margin) <= slack_s
+            due_s = (now_s + pending_s if pending_s else last_output_s) + tbt_s
+        return seconds * (1 + self._predictor.margin) <= due_s - now_s - pending_s
 
     # -- online ------------------------------------------------------------------------------------------------------
-    def _heads(self, view: StepView, groups: Groups) -> list[RequestView]:
-        """The online requests that would be admitted next; empty where offline work is not concerned."""
+    def _heads(self, view: StepView, groups: Groups, tokens: int) -> list[RequestView]:
+        """The online requests whose prefill would start in a step with `tokens` to give.
+
+        Empty where offline work is not concerned: then nobody has to make room.
+        """
         waiting = view.waiting
-        if not waiting.lane_length(Lane.ONLINE):
+        if tokens < 1 or not waiting.lane_length(Lane.ONLINE):
             return []
         if not (groups.offline or view.parked or waiting.lane_length(Lane.OFFLINE)):
             return []
         heads = waiting.resuming(Lane.ONLINE)[:_MAX_HEADS]
-        walk = waiting.walk(Lane.ONLINE, groups.promised(self._counters), ())
-        heads += itertools.islice((v for v in walk if not v.started), _MAX_HEADS - len(heads))
-        walk.close()
-        tokens = itertools.accumulate((v.missing_tokens for v in heads), initial=0)
-        return [v for v, before in zip(heads, tokens) if before < view.max_tokens]
+        with contextlib.closing(waiting.walk(Lane.ONLINE, groups.promised(self._counters), ())) as walk:
+            heads += itertools.islice(walk, _MAX_HEADS - len(heads))
+        before = itertools.accumulate((v.missing_tokens for v in heads), initial=0)
+        return [v for v, taken in zip(heads, before) if taken < tokens]
 
     def _make_room(self, view: StepView, groups: Groups, heads: Sequence[RequestView]) -> Room:
         if not heads:
@@ -116,58 +122,62 @@ class HybridPlanner:
         """Blocks that admissions leave free: one for each running online request, which will need it soon."""
         return len(groups.online_decodes) + len(groups.online_prefills)
 
-    def _seconds(self, view: StepView, groups: Groups, heads: Sequence[RequestView]) -> tuple[float, float]:
-        """Seconds that online prefills, and offline work, may add to the step's online decodes."""
+    def _decode_seconds(self, view: StepView, groups: Groups) -> tuple[float, float]:
+        """Seconds of the online decodes, and seconds that online prefills may add to them."""
         self._earliest_s = math.inf
         if not self._slo.has_online_target or not self._predictor.ready:
-            return math.inf, math.inf
-        predictor = self._predictor
+            return 0.0, math.inf
         context = sum([v.computed_tokens for v in groups.online_decodes])
-        base_s = predictor.seconds(StepWork(decodes=len(groups.online_decodes), context_tokens=context))
-        now_s = view.now_s + view.pending_s
-        if not (groups.online or heads):
-            return math.inf, self._slo.idle_step_limit_s / (1 + predictor.margin) - base_s
-        online_s = math.inf
-        if groups.online_decodes and self._deadlines.between_tokens:
-            self._earliest_s = self._deadlines.earliest(groups.online_decodes, view.last_output_s)
-            online_s = max(0.0, self._earliest_s - now_s) / (1 + predictor.margin) - base_s
-        offline_s = online_s
-        for v in itertools.chain(groups.online_prefills, heads):
-            slack_s = self._deadlines.first_token(v) - now_s
-            needed_s = predictor.prefill_seconds(v.missing_tokens, v.computed_tokens) + base_s
-            offline_s = min(offline_s, slack_s / (1 + predictor.margin) - needed_s)
-        return online_s, offline_s
+        work = StepWork(decodes=len(groups.online_decodes), context_tokens=context)
+        base_s = self._predictor.seconds(work)
+        if not groups.online_decodes or not self._deadlines.between_tokens:
+            return base_s, math.inf
+        returns_s = view.now_s + view.pending_s
+        self._earliest_s = self._deadlines.earliest(groups.online_decodes, view.last_output_s, returns_s)
+        slack_s = max(0.0, self._earliest_s - returns_s)
+        return base_s, slack_s / (1 + self._predictor.margin) - base_s
 
-    def _online_tokens(self, left: int, seconds: float) -> int:
-        """Prefill tokens that online requests may compute in the step."""
-        if seconds == math.inf:
-            return max(0, left)
-        within = self._predictor.prefill_tokens_within(seconds, 0)
-        return int(max(0, min(left, max(MIN_PREFILL_TOKENS, within))))
+    def _offline_seconds(
+        self, view: StepView, groups: Groups, heads: Sequence[RequestView], base_s: float, online_s: float
+    ) -> float:
+        """Seconds that offline work may add to the online decodes: up to the next deadline of anybody online.
+
+        Where none binds the step is held to the idle limit, because the next arrival waits for it.
+        """
+        if not self._slo.has_online_target or not self._predictor.ready:
+            return math.inf
+        margin = 1 + self._predictor.margin
+        seconds = min(online_s, self._slo.idle_step_limit_s / margin - base_s) if online_s == math.inf else online_s
+        returns_s, needed_s = view.now_s + view.pending_s, base_s
+        for v in itertools.chain(groups.online_prefills, heads):
+            needed_s += self._predictor.prefill_seconds(v.missing_tokens, v.computed_tokens)
+            slack_s = self._deadlines.first_token(v) - returns_s
+            seconds = min(seconds, slack_s / margin - needed_s)
+        return seconds
 
     def _prefill_online(self, plan: StepPlan, groups: Groups, budget: Budget) -> tuple[int, float]:
         """Give running online prefills their chunks out of `budget`; returns their tokens and seconds."""
         tokens, seconds = 0, 0.0
         for view in groups.online_prefills:
-            chunk = min(view.missing_tokens, budget.tokens)
+            chunk = min(view.missing_tokens, budget.prefill_tokens(self._predictor, view.computed_tokens))
             plan.order.append(view)
             if chunk < 1:
                 plan.paused.append(view)
                 continue
             if chunk < view.missing_tokens:
                 plan.caps[view.request_id] = chunk
-            budget.tokens -= chunk
+            chunk_s = self._predictor.prefill_seconds(chunk, view.computed_tokens)
+            budget.spend(chunk, chunk_s)
             tokens += chunk
-            seconds += self._predictor.prefill_seconds(chunk, view.computed_tokens)
+            seconds += chunk_s
         return tokens, seconds
 
-    @staticmethod
-    def _head_tokens(view: StepView, heads: Sequence[RequestView], room: Room, budget: Budget) -> int:
+    def _head_tokens(self, view: StepView, heads: Sequence[RequestView], room: Room, budget: Budget) -> int:
         """Prefill tokens that online admissions will take in the step, as far as can be foreseen."""
-        more = view.waiting.lane_length(Lane.ONLINE) > room.placed and room.slots > 0 and not room.stuck
-        if more:
-            return budget.tokens
-        return min(budget.tokens, sum(v.missing_tokens for v in heads[: room.placed]))
+        tokens = budget.prefill_tokens(self._predictor, 0)
+        if view.waiting.lane_length(Lane.ONLINE) > room.placed and room.slots > 0 and not room.stuck:
+            return tokens
+        return min(tokens, sum(v.missing_tokens for v in heads[: room.placed]))
 
     # -- offline -----------------------------------------------------------------------------------------------------
     def _fill_offline(self, view: StepView, plan: StepPlan, groups: Groups, room: Room, budget: Budget) -> int:
@@ -182,15 +192,20 @@ class HybridPlanner:
         plan.unpark = [v for v in filling.run if v in parked]
         room.slots -= len(plan.unpark)
         plan.caps.update(filling.caps)
-        plan.order += [v for v in filling.run if v not in parked]
-        paused = [v for v in filling.paused if v not in parked]
+        # The last in the order is the first to lose blocks: who was disturbed lately stands before the others.
+        run = [v for v in filling.run if v not in parked]
+        if any(v.disturbed_s > -math.inf for v in run):
+            run.sort(key=lambda v: -v.disturbed_s)
+        paused = sorted((v for v in filling.paused if v not in parked), key=lambda v: -v.disturbed_s)
+        plan.order += run
         plan.order += paused
         plan.paused += paused
         return filling.tokens
 
     def _returning(self, view: StepView, groups: Groups, room: Room) -> list[RequestView]:
         """Parked requests that find a slot and blocks once the waiting online requests have theirs."""
-        parked = [v for v in view.parked if v not in room.drop]
+        dropped = set(room.drop)
+        parked = [v for v in view.parked if v not in dropped]
         if not parked or room.stuck or view.waiting.lane_length(Lane.ONLINE) > room.placed:
             if parked and not view.running and not room.placed:
                 self._unstick(view, parked, room)
@@ -198,7 +213,7 @@ class HybridPlanner:
         back: list[RequestView] = []
         for v in parked[: max(0, room.slots)]:
             needed = view.blocks_needed(v)
-            if needed <= room.blocks - self._reserve(groups):
+            if needed <= room.blocks - self._reserve(groups) and view.admissible_tokens(v, 0):
                 room.blocks -= needed
                 back.append(v)
         if not back and not view.running and not room.placed:

@@ -7,12 +7,14 @@ never lowered, so over-service is remembered.
 
 Differences from the paper: charged are the tokens really computed, chunk by chunk (the paper charges a whole prompt
 at admission); each prompt token is charged once, also when a preemption makes it be computed again; what is admitted
-but not computed yet is added when clients are compared (`WaitingRequests.walk`), which restores the paper's order.
+but not computed yet is added when clients are compared (`WaitingRequests.walk`), which restores the paper's order of
+admission. The lift does not see what is admitted but not computed, so a newcomer may start up to one prompt lower
+than in the paper.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 from vllm_hybrid.policy.request import ClientKey, Lane
 
@@ -56,6 +58,16 @@ class VirtualCounters:
             smallest_waiting = 0.0 if last is None else self.value(last)
         if self.value(key) < smallest_waiting or key not in self.values:
             self.values[key] = max(self.value(key), smallest_waiting)
+
+    def forget_idle(self, busy: Container[ClientKey], smallest_waiting: Mapping[Lane, float | None]) -> None:
+        """Drop the counters of idle clients that a lift would raise anyway: nothing changes for anybody."""
+        for key in [key for key in self.values if key not in busy]:
+            last = self._last_left.get(key[0])
+            floor = smallest_waiting[key[0]]
+            if floor is None and last is not None:
+                floor = self.value(last)
+            if key != last and floor is not None and self.values[key] <= floor:
+                del self.values[key]
 
     def left(self, key: ClientKey) -> None:
         """The client's last waiting request was taken out of the queue."""

@@ -19,7 +19,7 @@ _RIDGE = 1e-4  # pull towards the present coefficients, so that what is not exer
 _SWEEPS = 8  # coordinate-descent sweeps per fit, from the last solution
 _READY_WINDOWS = 6
 _QUANTILE = 0.9
-_QUANTILE_STEP = 0.02
+_QUANTILE_STEP = 0.005
 
 
 @dataclass(slots=True)
@@ -46,7 +46,7 @@ class StepTimePredictor:
         self.coefficients = [0.0] * _FEATURES  # seconds per unit of each feature
         self.windows = 0
         self.error_ratio: float | None = None  # running mean of |predicted - real| / real
-        self.margin = 0.25  # 0.9-quantile of real / predicted - 1, learned from the residuals
+        self.margin = 0.25  # 0.9-quantile of real / predicted - 1, learned step by step
         self._gram = [[0.0] * _FEATURES for _ in range(_FEATURES)]
         self._moment = [0.0] * _FEATURES
         self._sum = [0.0] * _FEATURES
@@ -89,6 +89,8 @@ class StepTimePredictor:
         """Learn from a step that took `seconds`. Values that are not positive and finite are ignored."""
         if not (math.isfinite(seconds) and seconds > 0):
             return
+        if self.ready:
+            self._judge(self.seconds(work), seconds)
         for i, x in enumerate(work.features()):
             self._sum[i] += x
         self._seconds += seconds
@@ -99,9 +101,6 @@ class StepTimePredictor:
     def _close_window(self) -> None:
         x, y = self._sum, self._seconds
         self._sum, self._seconds, self._steps = [0.0] * _FEATURES, 0.0, 0
-        predicted = sum(c * v for c, v in zip(self.coefficients, x, strict=True))
-        if self.ready:
-            self._judge(predicted, y)
         for i, xi in enumerate(x):
             row = self._gram[i]
             for j, xj in enumerate(x):
@@ -112,7 +111,7 @@ class StepTimePredictor:
 
     def _judge(self, predicted: float, real: float) -> None:
         error = abs(predicted - real) / real
-        self.error_ratio = error if self.error_ratio is None else 0.95 * self.error_ratio + 0.05 * error
+        self.error_ratio = error if self.error_ratio is None else 0.99 * self.error_ratio + 0.01 * error
         late = predicted <= 0 or real / predicted - 1 > self.margin
         self.margin += _QUANTILE_STEP * (_QUANTILE if late else _QUANTILE - 1)
         self.margin = min(1.0, max(0.05, self.margin))

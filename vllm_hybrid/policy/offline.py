@@ -20,22 +20,24 @@ UNTRAINED_TOKENS = 64  # most offline tokens in a step while the predictor knows
 
 @dataclass(slots=True)
 class Budget:
-    """What is left of a step."""
+    """What is left of a step. floor_tokens: granted whatever the seconds say."""
 
     tokens: int
     seconds: float = math.inf
+    floor_tokens: int = 0
 
     def prefill_tokens(self, predictor: StepTimePredictor, done_tokens: int) -> int:
-        """Most prefill tokens that fit in both."""
+        """Most prefill tokens that fit, after `done_tokens` of the same request; never negative."""
         if self.seconds == math.inf:
-            return self.tokens
-        within = predictor.prefill_tokens_within(self.seconds, done_tokens)
-        return self.tokens if within >= self.tokens else int(within)
+            return max(0, self.tokens)
+        within = max(self.floor_tokens, predictor.prefill_tokens_within(self.seconds, done_tokens))
+        return max(0, self.tokens if within >= self.tokens else int(within))
 
     def spend(self, tokens: int, seconds: float) -> None:
         """Take a piece of work out."""
         self.tokens -= tokens
         self.seconds -= seconds
+        self.floor_tokens = max(0, self.floor_tokens - tokens)
 
 
 @dataclass(slots=True)

@@ -6,7 +6,7 @@ the engine then did is held against it by `check_obedience`. Both checks are che
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vllm_hybrid.policy.request import RequestView
@@ -21,9 +21,11 @@ class PlanError(Exception):
 class StepView:
     """State of the engine right before a step.
 
-    `fits(view, reserve)`: whether a waiting request could be admitted now, after the admissions made so far in this
-    step, and leave `reserve` blocks free (no reserve is asked for when nothing runs). `blocks_needed(view)`: KV
-    blocks that the admission of a waiting or parked request takes. `reclaimable_blocks(view)`: KV blocks that come
+    `admissible_tokens(view, reserve)`: prefill tokens that the admission of a waiting or parked request would compute,
+    prefix hits deducted, if it could be admitted now, after the admissions made so far in this step, and left
+    `reserve` blocks free; 0 if it could not (no reserve is asked for when nothing runs). `admitted(view)`: whether
+    the engine took a candidate it was offered. `blocks_needed(view)`: KV blocks that the admission of a waiting or
+    parked request takes. `reclaimable_blocks(view)`: KV blocks that come
     free when a running or parked request gives up its memory; 0 if they may not be taken now.
     """
 
@@ -38,7 +40,8 @@ class StepView:
     decode_tokens: int  # tokens one decode takes: 1 + speculative drafts
     last_output_s: float  # when the last tokens were delivered
     pending_s: float  # seconds that steps already under way are predicted to take still
-    fits: Callable[[RequestView, int], bool]
+    admissible_tokens: Callable[[RequestView, int], int]
+    admitted: Callable[[RequestView], bool]
     blocks_needed: Callable[[RequestView], int]
     reclaimable_blocks: Callable[[RequestView], int]
 
@@ -86,6 +89,8 @@ def check_plan(view: StepView, plan: StepPlan) -> None:
     if plan.caps and min(plan.caps.values()) < 1:
         raise PlanError("a cap is below one token")
     parked = set(view.parked)
+    if len(set(plan.drop)) != len(plan.drop) or len(set(plan.unpark)) != len(plan.unpark):
+        raise PlanError("a request is dropped or unparked twice")
     if not parked.issuperset(plan.drop) or not parked.issuperset(plan.unpark) or set(plan.drop) & set(plan.unpark):
         raise PlanError("a request to drop or unpark is not parked, or is in both lists")
 
@@ -95,7 +100,7 @@ class StepResult:
     """What the engine did in a step.
 
     scheduled: request id -> tokens, of which `drafts` (request id -> draft tokens) are speculative. admitted: ids
-    that came in from a waiting queue. offered: what the plan's candidates offered. least_chunk_tokens: the model
+    that came in from a waiting queue. offered: ids that could come in. least_chunk_tokens: the model
     cannot be given smaller prefill chunks, whatever the cap.
     """
 
@@ -103,7 +108,7 @@ class StepResult:
     scheduled: Mapping[str, int]
     drafts: Mapping[str, Sequence[int]]
     admitted: Iterable[str]
-    offered: Mapping[str, RequestView]
+    offered: Container[str]
     least_chunk_tokens: int = 1
 
 

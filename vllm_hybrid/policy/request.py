@@ -51,7 +51,7 @@ class RequestView:
     deadline_s: float = math.nan  # when the next token is late; NaN: not known yet
     dated_tokens: int = 0  # output tokens that `deadline_s` already accounts for
     billed_prompt_tokens: int = 0  # prompt tokens charged so far: a recompute is not billed again
-    preempted_s: float = -math.inf  # when it last lost its memory to somebody else
+    disturbed_s: float = -math.inf  # when it last lost its memory to somebody else, or came back after that
     started: bool = False  # ran before and lost its memory: it resumes before anything new of its lane
     bypassed: int = 0  # later requests admitted while this one did not fit
 

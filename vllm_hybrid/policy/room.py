@@ -31,19 +31,16 @@ class Room:
 class RoomMaker:
     """Places online heads one by one, taking from offline work what each one lacks."""
 
-    def __init__(self, view: StepView, victims: Iterable[RequestView], interval_s: float) -> None:
+    def __init__(self, view: StepView, running: Iterable[RequestView], interval_s: float) -> None:
         self._view = view
-        oldest_s = view.now_s - interval_s
-        self._running = [v for v in victims if v.preempted_s <= oldest_s]
-        self._parked = [v for v in view.parked if v.preempted_s <= oldest_s]
-        # Taken from the end: the fewest computed tokens are the cheapest to compute again.
-        self._running.sort(key=lambda v: -v.computed_tokens)
-        self._parked.sort(key=lambda v: -v.computed_tokens)
+        self._rested_s = view.now_s - interval_s
+        # Both are taken from at the end: the fewest computed tokens are the cheapest to compute again.
+        self._running = sorted(running, key=lambda v: -v.computed_tokens)
+        self._parked = sorted(view.parked, key=lambda v: -v.computed_tokens)
         self.room = Room(slots=view.free_slots, blocks=view.free_blocks)
 
     def place(self, heads: Iterable[RequestView], reserve_blocks: int) -> Room:
-        """Find room for `heads` in their order, `reserve_blocks` left free; stops at the first that cannot be
-        placed."""
+        """Find room for `heads` in order and keep `reserve_blocks` free; stops at the first that cannot be placed."""
         room = self.room
         for head in heads:
             if not self._place(self._view.blocks_needed(head), reserve_blocks):
@@ -53,33 +50,44 @@ class RoomMaker:
         return room
 
     def _place(self, needed: int, reserve_blocks: int) -> bool:
-        room, view = self.room, self._view
-        slots, blocks = room.slots, room.blocks - reserve_blocks
-        running, parked = list(self._running), list(self._parked)
-        preempt: list[RequestView] = []
-        park: list[RequestView] = []
-        drop: list[RequestView] = []
-        if slots < 1 and blocks >= needed and running:
-            park.append(running.pop())
-            slots += 1
-        while blocks < needed and parked:
-            victim = parked.pop()
-            freed = view.reclaimable_blocks(victim)
-            if freed:
-                drop.append(victim)
-                blocks += freed
-        while (blocks < needed or slots < 1) and running:
-            victim = running.pop()
-            freed = view.reclaimable_blocks(victim)
-            if freed:
-                preempt.append(victim)
-                blocks += freed
-                slots += 1
-        if blocks < needed or slots < 1:
+        room = self.room
+        missing = needed + reserve_blocks - room.blocks
+        drop, missing = self._give_up(self._parked, missing)
+        preempt, missing = self._give_up(self._running, missing)
+        slots = room.slots + len(preempt)
+        park = self._parkable(preempt) if slots < 1 else None
+        if missing > 0 or (slots < 1 and park is None):
             return False
-        self._running, self._parked = running, parked
-        room.preempt += preempt
-        room.park += park
+        gone = {*drop, *preempt, *((park,) if park else ())}
+        self._parked = [v for v in self._parked if v not in gone]
+        self._running = [v for v in self._running if v not in gone]
         room.drop += drop
-        room.slots, room.blocks = slots - 1, blocks + reserve_blocks - needed
+        room.preempt += preempt
+        room.park += [park] if park else []
+        room.slots = slots - 1 + (park is not None)
+        room.blocks = reserve_blocks - missing
         return True
+
+    def _give_up(self, victims: list[RequestView], missing: int) -> tuple[list[RequestView], int]:
+        """The cheapest of `victims` whose blocks cover `missing`, and what is missing still (negative: left over)."""
+        taken: list[tuple[int, RequestView]] = []
+        for victim in reversed(victims):
+            if missing <= 0:
+                break
+            blocks = self._view.reclaimable_blocks(victim) if victim.disturbed_s <= self._rested_s else 0
+            if blocks:
+                taken.append((blocks, victim))
+                missing -= blocks
+        # The last one may have freed so much that an earlier one need not have moved.
+        for blocks, victim in sorted(taken, key=lambda pair: -pair[1].computed_tokens):
+            if blocks <= -missing:
+                taken.remove((blocks, victim))
+                missing += blocks
+        return [victim for _, victim in taken], missing
+
+    def _parkable(self, preempt: list[RequestView]) -> RequestView | None:
+        """The request to give its slot; one whose blocks must not move keeps its slot too."""
+        for victim in reversed(self._running):
+            if victim not in preempt and self._view.reclaimable_blocks(victim):
+                return victim
+        return None

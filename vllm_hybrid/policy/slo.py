@@ -34,29 +34,35 @@ class Deadlines:
         """When the first token of a request is due; inf without a TTFT target."""
         return view.arrival_s + self._ttft_s
 
-    def earliest(self, decodes: Iterable[RequestView], last_output_s: float) -> float:
-        """Earliest deadline among the tokens that a step over `decodes` would produce."""
+    def earliest(self, decodes: Iterable[RequestView], last_output_s: float, returns_s: float) -> float:
+        """Earliest deadline among the tokens that a step over `decodes` would produce.
+
+        last_output_s: when the last tokens were delivered; returns_s: when those of the steps under way will be.
+        """
         tbt_s, strict = self._tbt_s, self._strict
         earliest = math.inf
         for view in decodes:
             fresh = view.output_tokens - view.dated_tokens
             if fresh or view.deadline_s != view.deadline_s:
-                self._advance(view, fresh, last_output_s)
-            due = view.deadline_s + tbt_s * view.in_flight
-            if strict and view.in_flight:
-                due = last_output_s + tbt_s * (view.in_flight + 1)
+                self._advance(view, fresh, last_output_s if fresh else returns_s)
+            if not view.in_flight:
+                due = view.deadline_s
+            elif strict:
+                due = returns_s + tbt_s
+            else:
+                due = max(view.deadline_s, returns_s) + tbt_s * view.in_flight
             if due < earliest:
                 earliest = due
         return earliest
 
-    def _advance(self, view: RequestView, fresh: int, last_output_s: float) -> None:
-        """Account for `fresh` tokens delivered since the last look; the youngest at `last_output_s`."""
+    def _advance(self, view: RequestView, fresh: int, delivered_s: float) -> None:
+        """Account for `fresh` tokens delivered since the last look; the youngest at `delivered_s`."""
         if view.dated_tokens == 0:
             first = view.arrival_s + self._ttft_s
-            view.deadline_s = last_output_s if math.isinf(first) else first
+            view.deadline_s = delivered_s if math.isinf(first) else first
         if self._strict:
-            view.deadline_s = last_output_s + self._tbt_s
+            view.deadline_s = delivered_s + self._tbt_s
         elif fresh:
             early = view.deadline_s + self._tbt_s * (fresh - 1)
-            view.deadline_s = max(early, last_output_s) + self._tbt_s
+            view.deadline_s = max(early, delivered_s) + self._tbt_s
         view.dated_tokens = view.output_tokens

@@ -52,14 +52,18 @@ class ArrivalLine:
         return iter(list(self._by_id.values()))
 
 
+_Entry = tuple[int, float, str, int, RequestView]
+
+
 class PriorityLine:
     """One client's requests by (priority, arrival, id), smallest first, as vLLM orders them; deletion is lazy."""
 
-    __slots__ = ("_by_id", "_heap")
+    __slots__ = ("_by_id", "_heap", "_tick")
 
     def __init__(self) -> None:
         self._by_id: dict[str, RequestView] = {}
-        self._heap: list[tuple[int, float, str, RequestView]] = []
+        self._heap: list[_Entry] = []
+        self._tick = itertools.count()
 
     def add(self, view: RequestView) -> None:
         self._by_id[view.request_id] = view
@@ -67,9 +71,8 @@ class PriorityLine:
 
     prepend = add  # a priority queue has no front to prepend to
 
-    @staticmethod
-    def _entry(view: RequestView) -> tuple[int, float, str, RequestView]:
-        return view.priority, view.order_s, view.request_id, view
+    def _entry(self, view: RequestView) -> _Entry:
+        return view.priority, view.order_s, view.request_id, next(self._tick), view
 
     def discard(self, view: RequestView) -> bool:
         if self._by_id.pop(view.request_id, None) is None:
@@ -80,22 +83,22 @@ class PriorityLine:
         return True
 
     def _clean(self) -> None:
-        while self._heap and self._by_id.get(self._heap[0][2]) is not self._heap[0][3]:
+        while self._heap and self._by_id.get(self._heap[0][2]) is not self._heap[0][4]:
             heapq.heappop(self._heap)
 
     def head(self) -> RequestView:
         self._clean()
-        return self._heap[0][3]
+        return self._heap[0][4]
 
     def first(self, count: int) -> list[RequestView]:
-        taken: dict[str, tuple[int, float, str, RequestView]] = {}
+        taken: dict[str, _Entry] = {}
         while self._heap and len(taken) < count:
             entry = heapq.heappop(self._heap)
-            if self._by_id.get(entry[2]) is entry[3]:
+            if self._by_id.get(entry[2]) is entry[4]:
                 taken[entry[2]] = entry  # a request that left and came back may have two entries
         for entry in taken.values():
             heapq.heappush(self._heap, entry)
-        return [entry[3] for entry in taken.values()]
+        return [entry[4] for entry in taken.values()]
 
     def __contains__(self, view: RequestView) -> bool:
         return view.request_id in self._by_id
@@ -104,7 +107,7 @@ class PriorityLine:
         return len(self._by_id)
 
     def __iter__(self) -> Iterator[RequestView]:
-        return iter([entry[3] for entry in sorted(self._entry(v) for v in self._by_id.values())])
+        return iter([entry[4] for entry in sorted(self._entry(v) for v in self._by_id.values())])
 
 
 class WaitingRequests:
@@ -207,7 +210,7 @@ class WaitingRequests:
 
     def resuming(self, lane: Lane) -> list[RequestView]:
         """Requests of the lane that ran before and lost their memory, the earliest victim first."""
-        return list(self._resuming[lane].values())
+        return sorted(self._resuming[lane].values(), key=lambda v: v.disturbed_s)
 
     def _top(self, lane: Lane) -> tuple[float, int, ClientKey] | None:
         heap = self._heap[lane]
@@ -225,7 +228,7 @@ class WaitingRequests:
     def walk(
         self, lane: Lane, outstanding: Mapping[ClientKey, float], closed: Collection[ClientKey]
     ) -> Generator[RequestView, None, None]:
-        """Requests of a lane in fair order, each charged in thought when it is yielded.
+        """Requests of a lane that have not run yet, in fair order, each charged in thought when it is yielded.
 
         outstanding: service already promised to a client but not charged yet (prompts being computed). closed:
         clients to pass over; may grow during the walk. Requests may be taken out during the walk; at most one walk
@@ -247,7 +250,7 @@ class WaitingRequests:
                 if not local:
                     return
                 value, tick, key, line = local[0]
-                view = None if key in closed else next(line, None)
+                view = None if key in closed else next((v for v in line if not v.started), None)
                 if view is None:
                     heapq.heappop(local)
                     continue
@@ -263,10 +266,12 @@ class WaitingRequests:
     def _along(self, key: ClientKey) -> Iterator[RequestView]:
         """One client's line from its head, correct while requests are taken out of it."""
         passed: set[RequestView] = set()
+        count = _CHUNK
         while (line := self._lines.get(key)) is not None:
-            chunk = [v for v in line.first(_CHUNK + len(passed)) if v not in passed]
+            chunk = [v for v in line.first(count + len(passed)) if v not in passed]
             if not chunk:
                 return
+            count *= 2
             for view in chunk:
                 if view in line:
                     yield view
