@@ -39,9 +39,11 @@ class Reach:
         """Why the name cannot be used, or None."""
         try:
             owner = _resolve(self.owner)
+            found = self.name in inspect.getsource(owner) if self.in_source else hasattr(owner, self.name)
         except (ImportError, AttributeError):
             return f"{self.owner} is gone ({self.used_for})"
-        found = self.name in inspect.getsource(owner) if self.in_source else hasattr(owner, self.name)
+        except OSError:
+            return f"the source of {self.owner} cannot be read ({self.used_for})"
         return None if found else f"{self.owner} has no {self.name!r} ({self.used_for})"
 
 
