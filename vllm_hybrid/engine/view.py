@@ -86,11 +86,12 @@ class Viewer:
             free_blocks=pool.get_num_free_blocks() - s.kv_cache_manager.watermark_blocks,
             total_blocks=pool.num_gpu_blocks,
             max_tokens=s.max_num_scheduled_tokens,
+            max_chunk_tokens=self._max_chunk_tokens(),
             decode_tokens=1 + s.num_spec_tokens,
             last_output_s=last_output_s,
             pending_s=pending_s,
             admissible_tokens=self.admissible_tokens,
-            admitted=self.admitted,
+            admitted_tokens=self.admitted_tokens,
             blocks_needed=self.blocks_needed,
             reclaimable_blocks=self.reclaimable_blocks,
         )
@@ -101,6 +102,17 @@ class Viewer:
         view.missing_tokens = request.num_tokens - request.num_computed_tokens
         view.prefilling = view.missing_tokens > 1
         return view
+
+    def _max_chunk_tokens(self) -> int:
+        """vLLM's own limit on a chunk where others wait (`long_prefill_token_threshold`)."""
+        s = self._s
+        threshold = s.scheduler_config.long_prefill_token_threshold
+        requests = len(s.running) + len(s.waiting) + len(s.kv_holding_waiting)
+        if threshold <= 0 or requests <= 1:
+            return s.max_num_scheduled_tokens
+        if s.adaptive_long_prefill_threshold:
+            threshold = max(threshold, s.scheduler_config.max_num_batched_tokens // requests)
+        return min(threshold, s.max_num_scheduled_tokens)
 
     def free_slots(self) -> int:
         """Running requests that could be added."""
@@ -122,9 +134,12 @@ class Viewer:
         return tokens if blocks + margin <= manager.block_pool.get_num_free_blocks() else 0
 
     @staticmethod
-    def admitted(view: RequestView) -> bool:
-        """Whether vLLM took the candidate; it may have passed it over (a grammar not compiled yet, stale output)."""
-        return view.handle.status == RequestStatus.RUNNING
+    def admitted_tokens(view: RequestView) -> int:
+        """What the candidate has left to compute; 0 if vLLM passed it over (a grammar not compiled, stale output)."""
+        request = view.handle
+        if request.status != RequestStatus.RUNNING:
+            return 0
+        return max(1, request.num_tokens - request.num_computed_tokens)
 
     def _lora_fits(self, request: Request) -> bool:
         # vLLM counts the adapters of requests scheduled in this step only; one of a paused request keeps its place.

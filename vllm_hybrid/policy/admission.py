@@ -61,6 +61,7 @@ class Admission:
                         return False
                     continue
                 done_tokens = max(0, request.missing_tokens - tokens)
+                tokens = min(tokens, self.view.max_chunk_tokens)
                 chunk = min(tokens, budget.prefill_tokens(self.predictor, done_tokens))
                 if chunk < 1:
                     if self._something_runs():
@@ -69,7 +70,8 @@ class Admission:
                 if chunk < tokens:
                     self.plan.caps[request.request_id] = chunk
                 yield request
-                if self.view.admitted(request):
+                if taken := self.view.admitted_tokens(request):
+                    chunk = min(chunk, taken)  # less, if a KV connector had more of it
                     self.admitted += 1
                     budget.spend(chunk, self.predictor.prefill_seconds(chunk, done_tokens))
                     if self._bypassed(passed):

@@ -48,7 +48,7 @@ class HybridPlanner:
         decode_tokens = len(groups.online_decodes) * view.decode_tokens
         base_s, online_s = self._decode_seconds(view, groups)
         online = Budget(view.max_tokens - decode_tokens, online_s, MIN_PREFILL_TOKENS)
-        chunk_tokens, chunk_s = self._prefill_online(plan, groups, online)
+        chunk_tokens, chunk_s = self._prefill_online(plan, groups, online, view.max_chunk_tokens)
         heads = self._heads(view, groups, online.prefill_tokens(self._predictor, 0))
         room = self._make_room(view, groups, heads)
         head_tokens = self._head_tokens(view, heads, room, online)
@@ -155,16 +155,17 @@ class HybridPlanner:
             seconds = min(seconds, slack_s / margin - needed_s)
         return seconds
 
-    def _prefill_online(self, plan: StepPlan, groups: Groups, budget: Budget) -> tuple[int, float]:
-        """Give running online prefills their chunks out of `budget`; returns their tokens and seconds."""
+    def _prefill_online(self, plan: StepPlan, groups: Groups, budget: Budget, limit: int) -> tuple[int, float]:
+        """Give running online prefills chunks of at most `limit` out of `budget`; returns their tokens and seconds."""
         tokens, seconds = 0, 0.0
         for view in groups.online_prefills:
-            chunk = min(view.missing_tokens, budget.prefill_tokens(self._predictor, view.computed_tokens))
+            wanted = min(view.missing_tokens, limit)
+            chunk = min(wanted, budget.prefill_tokens(self._predictor, view.computed_tokens))
             plan.order.append(view)
             if chunk < 1:
                 plan.paused.append(view)
                 continue
-            if chunk < view.missing_tokens:
+            if chunk < wanted:
                 plan.caps[view.request_id] = chunk
             chunk_s = self._predictor.prefill_seconds(chunk, view.computed_tokens)
             budget.spend(chunk, chunk_s)
@@ -187,7 +188,7 @@ class HybridPlanner:
         decodes = groups.offline_decodes + [v for v in back if not v.prefilling]
         prefills = groups.offline_prefills + [v for v in back if v.prefilling]
         alone = not groups.online  # whom vLLM will admit is not certain: something must run in any case
-        filling = self._filler.fill(decodes, prefills, budget, view.decode_tokens, at_least_one=alone)
+        filling = self._filler.fill(decodes, prefills, budget, view, at_least_one=alone)
         parked = set(back)
         plan.unpark = [v for v in filling.run if v in parked]
         room.slots -= len(plan.unpark)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from vllm_hybrid.policy.fairness import VirtualCounters
 from vllm_hybrid.policy.latency import StepTimePredictor
+from vllm_hybrid.policy.plan import StepView
 from vllm_hybrid.policy.request import RequestView
 
 UNTRAINED_TOKENS = 64  # most offline tokens in a step while the predictor knows nothing and a target is set
@@ -62,18 +63,18 @@ class OfflineFiller:
         decodes: Sequence[RequestView],
         prefills: Sequence[RequestView],
         budget: Budget,
-        decode_tokens: int,
+        view: StepView,
         at_least_one: bool,
     ) -> Filling:
         """Fill `budget`, spending from it. at_least_one: nothing else runs, so the first request runs in any case."""
-        filling = Filling()
+        filling, decode_tokens = Filling(), view.decode_tokens
         if budget.seconds == math.inf and budget.tokens >= len(decodes) * decode_tokens:
             filling.run.extend(decodes)
             filling.tokens = len(decodes) * decode_tokens
             budget.tokens -= filling.tokens
         else:
             self._decodes(filling, self._fairly(decodes), budget, decode_tokens, at_least_one)
-        self._prefills(filling, self._fairly(prefills), budget, at_least_one)
+        self._prefills(filling, self._fairly(prefills), budget, view.max_chunk_tokens, at_least_one)
         return filling
 
     def _fairly(self, views: Sequence[RequestView]) -> Sequence[RequestView]:
@@ -94,15 +95,18 @@ class OfflineFiller:
             else:
                 filling.paused.append(view)
 
-    def _prefills(self, filling: Filling, views: Sequence[RequestView], budget: Budget, force: bool) -> None:
+    def _prefills(
+        self, filling: Filling, views: Sequence[RequestView], budget: Budget, limit: int, force: bool
+    ) -> None:
         for view in views:
-            tokens = min(view.missing_tokens, budget.prefill_tokens(self._predictor, view.computed_tokens))
+            wanted = min(view.missing_tokens, limit)
+            tokens = min(wanted, budget.prefill_tokens(self._predictor, view.computed_tokens))
             if tokens < 1 and force and not filling.run:
-                tokens = min(view.missing_tokens, UNTRAINED_TOKENS)
+                tokens = min(wanted, UNTRAINED_TOKENS)
             if tokens < 1:
                 filling.paused.append(view)
                 continue
-            if tokens < view.missing_tokens:
+            if tokens < wanted:
                 filling.caps[view.request_id] = tokens
             filling.run.append(view)
             filling.tokens += tokens

@@ -21,12 +21,13 @@ class PlanError(Exception):
 class StepView:
     """State of the engine right before a step.
 
-    `admissible_tokens(view, reserve)`: prefill tokens that the admission of a waiting or parked request would compute,
-    prefix hits deducted, if it could be admitted now, after the admissions made so far in this step, and left
-    `reserve` blocks free; 0 if it could not (no reserve is asked for when nothing runs). `admitted(view)`: whether
-    the engine took a candidate it was offered. `blocks_needed(view)`: KV blocks that the admission of a waiting or
-    parked request takes. `reclaimable_blocks(view)`: KV blocks that come
-    free when a running or parked request gives up its memory; 0 if they may not be taken now.
+    `admissible_tokens(view, reserve)`: prefill tokens that the admission of a waiting or parked request would
+    compute, prefix hits deducted, if it could be admitted now, after the admissions made so far in this step, and
+    left `reserve` blocks free; 0 if it could not (no reserve is asked for when nothing runs).
+    `admitted_tokens(view)`: what a candidate that was offered has left to compute if the engine took it, else 0.
+    `blocks_needed(view)`: KV blocks that the admission of a waiting or parked request takes.
+    `reclaimable_blocks(view)`: KV blocks that come free when a running or parked request gives up its memory; 0 if
+    they may not be taken now.
     """
 
     now_s: float
@@ -37,11 +38,12 @@ class StepView:
     free_blocks: int
     total_blocks: int
     max_tokens: int  # most tokens a step may hold
+    max_chunk_tokens: int  # most prefill tokens of one request in a step
     decode_tokens: int  # tokens one decode takes: 1 + speculative drafts
     last_output_s: float  # when the last tokens were delivered
     pending_s: float  # seconds that steps already under way are predicted to take still
     admissible_tokens: Callable[[RequestView, int], int]
-    admitted: Callable[[RequestView], bool]
+    admitted_tokens: Callable[[RequestView], int]
     blocks_needed: Callable[[RequestView], int]
     reclaimable_blocks: Callable[[RequestView], int]
 
