@@ -60,6 +60,7 @@ class Viewer:
         """The engine's state right before a step."""
         s = self._s
         pool = s.kv_cache_manager.block_pool
+        decode_tokens = 1 + s.num_spec_tokens
         timed = s.hybrid_config.slo.has_online_target
         running = []
         for request in s.running:
@@ -70,7 +71,7 @@ class Viewer:
             view.computed_tokens = request.num_computed_tokens
             if timed:
                 view.output_tokens = len(request._output_token_ids)
-                view.in_flight = request.num_output_placeholders
+                view.in_flight = -(-request.num_output_placeholders // decode_tokens)
             if request.is_prefill_chunk:
                 view.prefilling = True
                 view.missing_tokens = request.num_tokens - request.num_computed_tokens
@@ -87,7 +88,7 @@ class Viewer:
             total_blocks=pool.num_gpu_blocks,
             max_tokens=s.max_num_scheduled_tokens,
             max_chunk_tokens=self._max_chunk_tokens(),
-            decode_tokens=1 + s.num_spec_tokens,
+            decode_tokens=decode_tokens,
             last_output_s=last_output_s,
             pending_s=pending_s,
             admissible_tokens=self.admissible_tokens,

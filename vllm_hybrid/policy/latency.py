@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 _FEATURES = 5
 _WINDOW_STEPS = 8  # steps summed before one fit
-_FADE = 0.98  # weight of the past per window: half of it is gone after 34 windows
+_FADE = 0.99  # weight of the past per window: half of it is gone after 69 windows
 _RIDGE = 1e-4  # pull towards the present coefficients, so that what is not exercised is not forgotten
 _SWEEPS = 8  # coordinate-descent sweeps per fit, from the last solution
 _READY_WINDOWS = 6

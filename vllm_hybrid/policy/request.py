@@ -45,7 +45,7 @@ class RequestView:
     missing_tokens: int = 0  # tokens to compute before the next one can be sampled; drafts not counted
     prefilling: bool = False
     output_tokens: int = 0  # delivered so far
-    in_flight: int = 0  # output tokens under way in a step that has not returned (async scheduling)
+    in_flight: int = 0  # steps under way that will deliver output of it (async scheduling)
 
     # Kept by the policy from step to step.
     deadline_s: float = math.nan  # when the next token is late; NaN: not known yet

@@ -58,9 +58,8 @@ class Deadlines:
     def _advance(self, view: RequestView, fresh: int, delivered_s: float) -> None:
         """Account for `fresh` tokens delivered since the last look; the youngest at `delivered_s`."""
         if view.dated_tokens == 0:
-            first = view.arrival_s + self._ttft_s
-            view.deadline_s = delivered_s if math.isinf(first) else first
-        if self._strict:
+            view.deadline_s = view.arrival_s + self._ttft_s
+        if self._strict or math.isinf(view.deadline_s):  # without a TTFT target the clock starts at the first look
             view.deadline_s = delivered_s + self._tbt_s
         elif fresh:
             early = view.deadline_s + self._tbt_s * (fresh - 1)
