@@ -99,9 +99,7 @@ class _Row:
             raise self.fail("hash_ids", f"must be a list of integers, is {_shown(value)}") from None
 
 
-def load_trace(
-    path: str | Path, *, columns: Mapping[str, str] | None = None, timed: bool = True
-) -> list[TraceRequest]:
+def load_trace(path: str | Path, *, columns: Mapping[str, str] | None = None, timed: bool = True) -> list[TraceRequest]:
     """Read the trace at `path` (.csv, .jsonl, each also with .gz).
 
     `columns` maps a field of `TraceRequest` to the file's own name for it.  `timed=False` reads a sample of
