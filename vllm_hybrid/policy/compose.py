@@ -158,7 +158,7 @@ class HybridPlanner:
     def _prefill_online(self, plan: StepPlan, groups: Groups, budget: Budget, limit: int) -> tuple[int, float]:
         """Give running online prefills chunks of at most `limit` out of `budget`; returns their tokens and seconds."""
         tokens, seconds = 0, 0.0
-        for view in groups.online_prefills:
+        for view in self._counters.fairly(groups.online_prefills):
             wanted = min(view.missing_tokens, limit)
             chunk = min(wanted, budget.prefill_tokens(self._predictor, view.computed_tokens))
             plan.order.append(view)

@@ -14,9 +14,9 @@ than in the paper.
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 
-from vllm_hybrid.policy.request import ClientKey, Lane
+from vllm_hybrid.policy.request import ClientKey, Lane, RequestView
 
 
 class VirtualCounters:
@@ -38,6 +38,10 @@ class VirtualCounters:
     def value(self, key: ClientKey) -> float:
         """Counter of a client; 0 if it was never seen."""
         return self.values.get(key, 0.0)
+
+    def fairly(self, views: Sequence[RequestView]) -> Sequence[RequestView]:
+        """Requests of the least served clients first; those of one client keep their order."""
+        return sorted(views, key=lambda v: self.value(v.key)) if len(views) > 1 else views
 
     def cost(self, key: ClientKey, prompt_tokens: int, output_tokens: int) -> float:
         """What computing these tokens adds to the client's counter."""

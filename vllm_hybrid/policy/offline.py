@@ -73,13 +73,9 @@ class OfflineFiller:
             filling.tokens = len(decodes) * decode_tokens
             budget.tokens -= filling.tokens
         else:
-            self._decodes(filling, self._fairly(decodes), budget, decode_tokens, at_least_one)
-        self._prefills(filling, self._fairly(prefills), budget, view.max_chunk_tokens, at_least_one)
+            self._decodes(filling, self._counters.fairly(decodes), budget, decode_tokens, at_least_one)
+        self._prefills(filling, self._counters.fairly(prefills), budget, view.max_chunk_tokens, at_least_one)
         return filling
-
-    def _fairly(self, views: Sequence[RequestView]) -> Sequence[RequestView]:
-        value = self._counters.value
-        return sorted(views, key=lambda v: value(v.key)) if len(views) > 1 else views
 
     def _decodes(
         self, filling: Filling, views: Sequence[RequestView], budget: Budget, decode_tokens: int, force: bool

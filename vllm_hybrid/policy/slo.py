@@ -60,7 +60,7 @@ class Deadlines:
         if view.dated_tokens == 0:
             view.deadline_s = view.arrival_s + self._ttft_s
         if self._strict or math.isinf(view.deadline_s):  # without a TTFT target the clock starts at the first look
-            view.deadline_s = delivered_s + self._tbt_s
+            view.deadline_s = delivered_s + (self._tbt_s if fresh else 0.0)
         elif fresh:
             early = view.deadline_s + self._tbt_s * (fresh - 1)
             view.deadline_s = max(early, delivered_s) + self._tbt_s
