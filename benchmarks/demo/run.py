@@ -11,7 +11,7 @@ from benchmarks.demo.client import Outcome, Replay
 from benchmarks.demo.load import FLOOD, QUIET, Item, Load, Phases
 from benchmarks.demo.metrics import Contention, TenantFigures
 
-_ANSWER_TOKENS = 48
+_ANSWER_TOKENS = 64
 _COUNTERS_SETTLE_S = 2
 _PLANNED_MODES = ("plan", "reuse")
 

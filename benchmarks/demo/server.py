@@ -28,13 +28,13 @@ _COMMON_FLAGS = (
     *("--max-model-len", "2048"),
     *("--max-num-seqs", "16"),
     *("--max-num-batched-tokens", "256"),
+    *("--kv-cache-memory-bytes", str(1 << 30)),
     *("--enable-prefix-caching", "--enforce-eager"),
 )
 _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
 }
 _START_LIMIT_S = 600
 _STOP_LIMIT_S = 30

@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 SHOWN_QUESTIONS = (
     "What is the capital of France?",
-    "Why do we see lightning before we hear thunder?",
-    "How do I boil an egg?",
+    "Why is the sky blue?",
+    "Give me three tips for a good night's sleep.",
 )
 
 QUESTIONS = (

@@ -54,9 +54,7 @@ def test_rescaled_lengths_stay_within_their_bounds():
     assert scaled == [TraceRequest(1, 4, 100, "a"), TraceRequest(2, 200, 4, "b")]
 
 
-@pytest.mark.parametrize(
-    "bad", [{"factor": 0}, {"factor": 1, "least": 0}, {"factor": 1, "least": 5, "most": 4}]
-)
+@pytest.mark.parametrize("bad", [{"factor": 0}, {"factor": 1, "least": 0}, {"factor": 1, "least": 5, "most": 4}])
 def test_a_scale_without_meaning_is_refused(bad):
     with pytest.raises(ValueError, match="must be"):
         Scale(**bad)

@@ -10,8 +10,7 @@ from vllm_hybrid.workload import TraceError, TraceRequest, load_trace
 CSV = "arrival_s,prompt_tokens,output_tokens\n0.0,374,44\n4.315,396,109\n"
 ROWS = [TraceRequest(0.0, 374, 44), TraceRequest(4.315, 396, 109)]
 JSONL = "".join(
-    json.dumps({"arrival_s": r.arrival_s, "prompt_tokens": r.prompt_tokens, "output_tokens": r.output_tokens})
-    + "\n"
+    json.dumps({"arrival_s": r.arrival_s, "prompt_tokens": r.prompt_tokens, "output_tokens": r.output_tokens}) + "\n"
     for r in ROWS
 )
 
