@@ -37,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (model.ModelError, server.ServerError, TraceError, LoadError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     print(f"\n{options.out}/demo.json and demo.png written; {(time.monotonic() - started) / 60:.1f} minutes")
     return 1 if options.check and not outcome else 0
 
@@ -118,7 +120,7 @@ def _print_report(about: dict[str, Any], stock: Run, hybrid: Run, checked: Seque
     print(f"\n{about['machine']}; model {about['model']}; {about['requests']} requests; seed {about['seed']}")
     print(f"load: {about['trace']}; repeat it with --capacity {about['capacity']}")
     print("\n" + report.check_table(checked))
-    print("\nAnswers under hybrid:")
+    print(f"\nAnswers of {about['model']} under hybrid:")
     for question, answer in zip(text.SHOWN_QUESTIONS, hybrid.answers, strict=True):
         print(f"  {question}\n    {' '.join(answer.split())}")
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from benchmarks.demo.client import Outcome, Replay
+from benchmarks.demo.load import LoadError
 
 OUTPUT_WEIGHT = 2
 
@@ -142,10 +143,10 @@ def capacity(calibration: Replay) -> float:
     answered = [o for o in calibration.outcomes if o.tokens]
     ended = [o.last_token_s for o in answered if o.finished]
     if not ended:
-        raise ValueError("no request of the calibration finished: this machine is too slow for the demo")
+        raise LoadError("no request of the calibration finished: this machine is too slow for the demo")
     start_s, end_s = min(ended), max(o.first_token_s for o in answered)
     if end_s <= start_s:
-        raise ValueError("the calibration has fewer requests than the server has slots")
+        raise LoadError("the calibration has fewer requests than the server has slots")
     return service_between(answered, answered[0].item.tenant, start_s, end_s) / (end_s - start_s)
 
 
