@@ -69,21 +69,23 @@ class Admission:
                     chunk = min(tokens, UNTRAINED_TOKENS)
                 if chunk < tokens:
                     self.plan.caps[request.request_id] = chunk
-                yield request
-                if taken := self.view.admitted_tokens(request):
-                    chunk = min(chunk, taken)  # less, if a KV connector had more of it
-                    self.admitted += 1
-                    budget.spend(chunk, self.predictor.prefill_seconds(chunk, done_tokens))
-                    if self._bypassed(passed):
-                        return False
+                try:
+                    yield request
+                finally:  # the engine does not ask again when this one filled the step
+                    if taken := self.view.admitted_tokens(request):
+                        chunk = min(chunk, taken)  # less, if a KV connector had more of it
+                        self.admitted += 1
+                        budget.spend(chunk, self.predictor.prefill_seconds(chunk, done_tokens))
+                        self._bypass(passed)
+                if any(other.bypassed >= MAX_BYPASSES for other in passed):
+                    return False
         return not passed
 
     @staticmethod
-    def _bypassed(passed: list[RequestView]) -> bool:
-        """Note that somebody was admitted past these; whether one of them has been passed often enough."""
+    def _bypass(passed: list[RequestView]) -> None:
+        """Note that somebody was admitted past these."""
         for request in passed:
             request.bypassed += 1
-        return any(request.bypassed >= MAX_BYPASSES for request in passed)
 
     def _resuming(self, lane: Lane) -> list[RequestView]:
         victims = self.view.waiting.resuming(lane)

@@ -54,8 +54,8 @@ class HybridPlanner:
         head_tokens = self._head_tokens(view, heads, room, online)
 
         offline = Budget(view.max_tokens - decode_tokens - chunk_tokens - head_tokens)
-        offline.seconds = self._offline_seconds(view, groups, heads, base_s, online_s)
-        offline.seconds -= chunk_s + self._predictor.prefill_seconds(head_tokens, 0)
+        left_s = online_s - self._predictor.prefill_seconds(head_tokens, 0) - chunk_s
+        offline.seconds = self._offline_seconds(view, groups, heads, base_s, left_s)
         if self._slo.has_online_target and not self._predictor.ready:
             offline = Budget(min(UNTRAINED_TOKENS, offline.tokens))
         filled_tokens = self._fill_offline(view, plan, groups, room, offline)
@@ -138,16 +138,17 @@ class HybridPlanner:
         return base_s, slack_s / (1 + self._predictor.margin) - base_s
 
     def _offline_seconds(
-        self, view: StepView, groups: Groups, heads: Sequence[RequestView], base_s: float, online_s: float
+        self, view: StepView, groups: Groups, heads: Sequence[RequestView], base_s: float, left_s: float
     ) -> float:
-        """Seconds that offline work may add to the online decodes: up to the next deadline of anybody online.
+        """Seconds that offline work may add to the step: up to the next deadline of anybody online.
 
+        base_s: the online decodes; left_s: what they and the online prefills of the step leave of the decodes' slack.
         Where none binds the step is held to the idle limit, because the next arrival waits for it.
         """
         if not self._slo.has_online_target or not self._predictor.ready:
             return math.inf
         margin = 1 + self._predictor.margin
-        seconds = min(online_s, self._slo.idle_step_limit_s / margin - base_s) if online_s == math.inf else online_s
+        seconds = self._slo.idle_step_limit_s / margin - base_s if left_s == math.inf else left_s
         returns_s, needed_s = view.now_s + view.pending_s, base_s
         for v in itertools.chain(groups.online_prefills, heads):
             needed_s += self._predictor.prefill_seconds(v.missing_tokens, v.computed_tokens)
