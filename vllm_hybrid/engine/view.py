@@ -91,6 +91,7 @@ class Viewer:
             decode_tokens=decode_tokens,
             last_output_s=last_output_s,
             pending_s=pending_s,
+            ready=self.ready,
             admissible_tokens=self.admissible_tokens,
             admitted_tokens=self.admitted_tokens,
             blocks_needed=self.blocks_needed,
@@ -119,6 +120,15 @@ class Viewer:
         """Running requests that could be added."""
         s = self._s
         return s.max_num_active_reqs - len(s.running) - s.num_waiting_for_streaming_input
+
+    @staticmethod
+    def ready(view: RequestView) -> bool:
+        """Whether vLLM would look at the waiting request at all. (It notices by itself when a blocked one may go
+        on.)"""
+        request = view.handle
+        if request.num_stale_output_tokens and not request.drop_stale_output:
+            return False
+        return request.status in (RequestStatus.WAITING, RequestStatus.PREEMPTED)
 
     def admissible_tokens(self, view: RequestView, reserve_blocks: int) -> int:
         """Prefill tokens that vLLM would compute for the request if it came in now; 0 if it does not fit.

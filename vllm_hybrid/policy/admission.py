@@ -36,6 +36,7 @@ class Admission:
     offline: Budget | None  # None: no offline admission in this step
     reserve_blocks: int
     interval_s: float
+    online_waits: bool  # an online request waits that could come in
     admitted: int = 0
 
     def __iter__(self) -> Iterator[RequestView]:
@@ -103,6 +104,6 @@ class Admission:
     def _something_else(self) -> bool:
         """Whether the step has other work than offline requests that still rest."""
         waiting = self.view.waiting
-        if self._something_runs() or waiting.lane_length(Lane.ONLINE):
+        if self._something_runs() or self.online_waits:
             return True
         return waiting.lane_length(Lane.OFFLINE) > len(waiting.resuming(Lane.OFFLINE))

@@ -55,10 +55,14 @@ class HybridPlanner:
 
         offline = Budget(view.max_tokens - decode_tokens - chunk_tokens - head_tokens)
         left_s = online_s - self._predictor.prefill_seconds(head_tokens, 0) - chunk_s
-        offline.seconds = self._offline_seconds(view, groups, heads, base_s, left_s)
+        # A head that finds no room waits for a finisher, not for time: only those that come in hold offline work back.
+        offline.seconds = self._offline_seconds(view, groups, heads[: room.placed], base_s, left_s)
         if self._slo.has_online_target and not self._predictor.ready:
             offline = Budget(min(UNTRAINED_TOKENS, offline.tokens))
+        granted_s = offline.seconds
         filled_tokens = self._fill_offline(view, plan, groups, room, offline)
+        online.tokens -= filled_tokens
+        online.seconds -= granted_s - offline.seconds if granted_s < math.inf else 0.0
 
         if self._slo.has_online_target:
             waiting = view.waiting.lane_length(Lane.ONLINE)
@@ -68,7 +72,7 @@ class HybridPlanner:
                 tokens = max(tokens, UNTRAINED_TOKENS)
             plan.token_budget = max(1, min(view.max_tokens, tokens))
         if room.slots > 0 or room.placed:
-            plan.candidates = iter(self._admission(view, plan, groups, room, online, offline))
+            plan.candidates = iter(self._admission(view, plan, groups, room, online, offline, bool(heads)))
         return plan
 
     def reusable(self, work: StepWork, now_s: float, pending_s: float, last_output_s: float, steps: int) -> bool:
@@ -103,6 +107,7 @@ class HybridPlanner:
         heads = waiting.resuming(Lane.ONLINE)[:_MAX_HEADS]
         with contextlib.closing(waiting.walk(Lane.ONLINE, groups.promised(self._counters), ())) as walk:
             heads += itertools.islice(walk, _MAX_HEADS - len(heads))
+        heads = [v for v in heads if view.ready(v)]
         before = itertools.accumulate((v.missing_tokens for v in heads), initial=0)
         return [v for v, taken in zip(heads, before) if taken < tokens]
 
@@ -229,7 +234,14 @@ class HybridPlanner:
         room.drop.append(victim)
 
     def _admission(
-        self, view: StepView, plan: StepPlan, groups: Groups, room: Room, online: Budget, offline: Budget
+        self,
+        view: StepView,
+        plan: StepPlan,
+        groups: Groups,
+        room: Room,
+        online: Budget,
+        offline: Budget,
+        online_waits: bool,
     ) -> Admission:
         return Admission(
             view=view,
@@ -240,4 +252,5 @@ class HybridPlanner:
             offline=None if room.stuck else offline,
             reserve_blocks=self._reserve(groups),
             interval_s=self._interval_s,
+            online_waits=online_waits,
         )

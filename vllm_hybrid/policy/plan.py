@@ -21,6 +21,7 @@ class PlanError(Exception):
 class StepView:
     """State of the engine right before a step.
 
+    `ready(view)`: whether a waiting request could run, room apart (its grammar is compiled, its last output delivered).
     `admissible_tokens(view, reserve)`: prefill tokens that the admission of a waiting or parked request would
     compute, prefix hits deducted, if it could be admitted now, after the admissions made so far in this step, and
     left `reserve` blocks free; 0 if it could not (no reserve is asked for when nothing runs).
@@ -42,6 +43,7 @@ class StepView:
     decode_tokens: int  # tokens one decode takes: 1 + speculative drafts
     last_output_s: float  # when the last tokens were delivered
     pending_s: float  # seconds that steps already under way are predicted to take still
+    ready: Callable[[RequestView], bool]
     admissible_tokens: Callable[[RequestView, int], int]
     admitted_tokens: Callable[[RequestView], int]
     blocks_needed: Callable[[RequestView], int]
