@@ -137,7 +137,47 @@ SCHEDULER = (
             ("_request_blocks_can_be_freed", f"{_FILE}:2759", "asks whether a victim may be preempted"),
             ("_update_after_schedule", f"{_FILE}:1616", "accounts for what was scheduled"),
             ("_free_request", f"{_FILE}:2714", "sees the end of every request"),
+            ("_free_request_blocks", f"{_FILE}:2766", "takes the blocks of a parked request"),
         ],
+    ),
+    *_reaches(
+        _SCHEDULER,
+        True,
+        [
+            ("self._inflight_prefills", f"{_FILE}:434", "knows who prefills"),
+            ("self.reset_preempted_req_ids", f"{_FILE}:1614", "tells the worker that a parked request left its slot"),
+            ("self.deferred_waiting", f"{_FILE}:931", "keeps blocked requests apart"),
+            ("self.num_waiting_for_streaming_input", f"{_FILE}:922", "counts slots that sessions hold"),
+            ("self.requires_kv_delivery", f"{_FILE}:170", "says what becomes of output in flight"),
+            ("self._pause_state", f"{_FILE}:614", "leaves a paused engine to vLLM"),
+            ("request.num_stale_output_tokens", f"{_FILE}:934", "knows whom vLLM passes over"),
+        ],
+    ),
+    *_reaches(
+        "vllm.v1.core.kv_cache_manager:KVCacheManager",
+        False,
+        [
+            ("get_computed_blocks", "v1/core/kv_cache_manager.py:264", "asks for prefix hits before an admission"),
+            (
+                "evict_blocks",
+                "v1/core/kv_cache_manager.py:665",
+                "takes blocks that were never computed out of the cache",
+            ),
+            ("get_blocks", "v1/core/kv_cache_manager.py:723", "counts what a victim would free"),
+        ],
+    ),
+    Reach(
+        "vllm.v1.core.kv_cache_manager:KVCacheManager",
+        "self.watermark_blocks",
+        "v1/core/kv_cache_manager.py:208",
+        "keeps the blocks free that vLLM keeps free",
+        in_source=True,
+    ),
+    Reach(
+        "vllm.v1.core.kv_cache_coordinator:KVCacheCoordinator",
+        "get_num_blocks_to_allocate",
+        "v1/core/kv_cache_coordinator.py:190",
+        "asks what an admission takes",
     ),
     *_reaches(
         f"{_SCHEDULER}.schedule",
