@@ -60,7 +60,7 @@ class ToyEngine:
         self.outputs: dict[RequestView, int] = {}
         self.service: dict[ClientKey, float] = {}
         self.finished: list[RequestView] = []
-        self.preemptions: list[tuple[float, RequestView]] = []
+        self.preemptions: list[tuple[float, RequestView, bool]] = []  # when, who, inside a step
         self.now_s = self.last_output_s = 0.0
 
     @property
@@ -105,25 +105,22 @@ class ToyEngine:
     # -- before the step -----------------------------------------------------------------------------------------------
     def _apply(self, plan: StepPlan) -> None:
         for view in plan.preempt:
-            self._preempt(view)
+            self.running.remove(view)
+            self._forget(view)
         for view in plan.drop:
             self.parked.remove(view)
             self._forget(view)
         self.parked += plan.park
         self.running = list(plan.order)
 
-    def _preempt(self, view: RequestView) -> None:
-        self.running.remove(view)
-        self._forget(view)
-
-    def _forget(self, view: RequestView) -> None:
+    def _forget(self, view: RequestView, in_step: bool = False) -> None:
         """The request loses its memory and waits again."""
         self.pool.free += blocks_of(view.computed_tokens)
         view.missing_tokens += view.computed_tokens
         view.computed_tokens = 0
         view.started, view.disturbed_s = True, self.now_s
         self.pool.taken.discard(view)
-        self.preemptions.append((self.now_s, view))
+        self.preemptions.append((self.now_s, view, in_step))
         self.queue.prepend(view)
 
     # -- the step, in vLLM's order -------------------------------------------------------------------------------------
@@ -136,8 +133,8 @@ class ToyEngine:
                 continue
             tokens = min(view.missing_tokens, step.budget, step.plan.caps.get(view.request_id, view.missing_tokens))
             while self._blocks_for(view, tokens) > self.pool.free:
-                victim = self.running[-1]
-                self._preempt(victim)
+                victim = self.running.pop()
+                self._forget(victim, in_step=True)
                 step.victims.append(victim)
                 assert victim not in step.chunks, "the tail was served before somebody in front of it"
                 if victim is view:
@@ -167,6 +164,8 @@ class ToyEngine:
             if not self._enters(step, view):
                 return
             self.queue.discard(view)
+            if view.started:
+                view.started, view.disturbed_s = False, self.now_s
 
     def _enters(self, step: Step, view: RequestView) -> bool:
         self.pool.somebody_runs = bool(self.running)

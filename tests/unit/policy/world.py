@@ -79,6 +79,7 @@ class Pool:
     somebody_runs: bool = True
     pinned: set[RequestView] = field(default_factory=set)  # may not be asked for their blocks now
     barred: set[RequestView] = field(default_factory=set)  # not admissible for another reason (a LoRA slot, say)
+    blocked: set[RequestView] = field(default_factory=set)  # the engine passes it over (a grammar compiles, say)
     hit_tokens: dict[RequestView, int] = field(default_factory=dict)  # found in the prefix cache
     taken: set[RequestView] = field(default_factory=set)  # admitted, not only offered
 
@@ -90,6 +91,9 @@ class Pool:
         if view in self.barred or self.needed(view) + margin > self.free:
             return 0
         return view.missing_tokens - self.hit_tokens.get(view, 0)
+
+    def ready(self, view: RequestView) -> bool:
+        return view not in self.blocked
 
     def take(self, view: RequestView) -> None:
         """Admit a request."""
@@ -144,6 +148,7 @@ def step_view(
         "decode_tokens": 1,
         "last_output_s": fields.get("now_s", 100.0),
         "pending_s": 0.0,
+        "ready": pool.ready,
         "admissible_tokens": pool.admissible_tokens,
         "admitted_tokens": pool.admitted_tokens,
         "blocks_needed": pool.needed,
@@ -199,8 +204,20 @@ def work_of(decodes: Iterable[RequestView], chunks: Iterable[tuple[RequestView, 
 def admissions(
     pool: Pool, queue: WaitingRequests, candidates: Iterable[RequestView], slots: int = 10**6
 ) -> Iterator[RequestView]:
-    """Admit candidates as the engine does, one before the next is asked for, until the slots are used up."""
-    for view in itertools.islice(candidates, slots):
+    """Admit candidates as the engine does, one before the next is asked for, until the slots are used up.
+
+    Those it passes over leave the queue and are put back afterwards.
+    """
+    put_aside: list[RequestView] = []
+    for view in candidates:
         queue.discard(view)
+        if not pool.ready(view):
+            put_aside.append(view)
+            continue
         pool.take(view)
         yield view
+        slots -= 1
+        if slots < 1:
+            break
+    for view in reversed(put_aside):
+        queue.prepend(view)
