@@ -29,15 +29,19 @@ os.environ |= {
 START_LIMIT_S = 500
 STOP_LIMIT_S = 60
 ENGINE_FLAGS = (
-    *("--enforce-eager", "--dtype", "float32", "--max-model-len", "4096"),
-    *("--kv-cache-memory-bytes", "67108864", "--max-num-seqs", "16", "--shutdown-timeout", "2"),
+    *("--enforce-eager", "--dtype", "float32", "--max-model-len", "512"),
+    *("--kv-cache-memory-bytes", "268435456", "--max-num-seqs", "16", "--shutdown-timeout", "2"),
 )
 _CHAT_TEMPLATE = "{% for m in messages %}{{ m.role }} : {{ m.content }} {% endfor %}assistant :"
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random OPT of two layers with a tokenizer of a thousand words: w0, w1, w2 ..."""
+    """A random OPT with a tokenizer of a thousand words: w0, w1, w2 ...
+
+    Small, but not too small: with steps of a millisecond vLLM's own output path falls behind on two cores,
+    and a stream arrives in one piece at its end.
+    """
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
@@ -52,9 +56,18 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fast.chat_template = _CHAT_TEMPLATE
     fast.save_pretrained(folder)
     torch.manual_seed(0)
-    shape = {"hidden_size": 64, "word_embed_proj_dim": 64, "ffn_dim": 128, "max_position_embeddings": 4096}
-    special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
-    config = OPTConfig(vocab_size=len(words), num_hidden_layers=2, num_attention_heads=2, **shape, **special)
+    config = OPTConfig(
+        vocab_size=len(words),
+        hidden_size=256,
+        word_embed_proj_dim=256,
+        ffn_dim=1024,
+        num_hidden_layers=12,
+        num_attention_heads=8,
+        max_position_embeddings=512,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=1,
+    )
     OPTForCausalLM(config).save_pretrained(folder)
     return folder
 

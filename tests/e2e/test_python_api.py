@@ -17,7 +17,7 @@ SMALL = {
     "enforce_eager": True,
     "dtype": "float32",
     "max_model_len": 512,
-    "kv_cache_memory_bytes": 1 << 26,
+    "kv_cache_memory_bytes": 1 << 28,
     "max_num_seqs": 16,
 }
 
