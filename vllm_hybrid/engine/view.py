@@ -123,11 +123,17 @@ class Viewer:
 
     @staticmethod
     def ready(view: RequestView) -> bool:
-        """Whether vLLM would look at the waiting request at all. (It notices by itself when a blocked one may go
-        on.)"""
+        """Whether vLLM would go on with the waiting request if it came to its turn; changes nothing.
+
+        A grammar that is compiled counts although the status still says it is not: vLLM changes the status when it
+        looks at the request, which it will only do if there is room. A grammar that failed counts too: vLLM must look
+        at the request to refuse it.
+        """
         request = view.handle
         if request.num_stale_output_tokens and not request.drop_stale_output:
             return False
+        if request.status == RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR:
+            return _grammar(request) is not None
         return request.status in (RequestStatus.WAITING, RequestStatus.PREEMPTED)
 
     def admissible_tokens(self, view: RequestView, reserve_blocks: int) -> int:
@@ -139,6 +145,8 @@ class Viewer:
         s = self._s
         if s.lora_config and not self._lora_fits(view.handle):
             return 0
+        if isinstance(_grammar(view.handle), Exception):
+            return 1  # never admitted, but vLLM must see it
         manager = s.kv_cache_manager
         margin = manager.watermark_blocks + reserve_blocks if s.running else 0
         blocks, tokens = self._demand(view.handle)
@@ -194,3 +202,9 @@ class Viewer:
             return 0
         groups = s.kv_cache_manager.get_blocks(request.request_id).blocks
         return sum(block.ref_cnt == 1 for group in groups for block in group)
+
+
+def _grammar(request: Request) -> object | None:
+    """The request's compiled grammar, the exception that compiling raised, or None."""
+    structured = request.structured_output_request
+    return None if structured is None else structured.grammar

@@ -104,10 +104,10 @@ class HybridPlanner:
             return []
         if not (groups.offline or view.parked or waiting.lane_length(Lane.OFFLINE)):
             return []
-        heads = waiting.resuming(Lane.ONLINE)[:_MAX_HEADS]
+        heads = waiting.resuming(Lane.ONLINE)
         with contextlib.closing(waiting.walk(Lane.ONLINE, groups.promised(self._counters), ())) as walk:
-            heads += itertools.islice(walk, _MAX_HEADS - len(heads))
-        heads = [v for v in heads if view.ready(v)]
+            heads += itertools.islice(walk, 4 * _MAX_HEADS)
+        heads = list(itertools.islice(filter(view.ready, heads), _MAX_HEADS))
         before = itertools.accumulate((v.missing_tokens for v in heads), initial=0)
         return [v for v, taken in zip(heads, before) if taken < tokens]
 
