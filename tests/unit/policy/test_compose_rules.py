@@ -8,6 +8,7 @@ from tests.unit.policy.world import (
     BLOCK_TOKENS,
     OFFLINE,
     Pool,
+    admissions,
     decode,
     planner,
     prefill,
@@ -131,6 +132,24 @@ def test_no_room_is_made_for_a_head_that_the_engine_would_pass_over():
     offline = [decode("b", OFFLINE, 160) for _ in range(2)]
     assert plan_of(offline, waiting([blocked]), Pool(free=0, blocked={blocked})).preempt == []
     assert plan_of(offline, waiting([blocked, behind]), Pool(free=0, blocked={blocked})).preempt == [offline[1]]
+
+
+def test_a_head_for_which_there_is_just_enough_room_comes_in():
+    head = request(prompt_tokens=10 * BLOCK_TOKENS)
+    pool = Pool(free=12)
+    running = [due_in(1), prefill(), *(decode("b", OFFLINE) for _ in range(8))]
+    queue = waiting([head])
+    plan = plan_of(running, queue, pool)
+    assert plan.preempt == []
+    assert list(admissions(pool, queue, plan.candidates)) == [head]
+
+
+def test_offline_work_goes_on_beside_a_head_that_the_engine_refuses():
+    """A LoRA adapter may find no slot while those of paused requests hold them: somebody must go on, or it stays so."""
+    head = request(prompt_tokens=600)
+    offline = [decode("b", OFFLINE) for _ in range(3)]
+    plan = plan_of(offline, waiting([head]), Pool(free=100, barred={head}))
+    assert len(plan.paused) < 3
 
 
 def test_the_parked_come_back_when_no_online_request_waits():
