@@ -67,7 +67,7 @@ ENTRY = (
         "vllm.engine.arg_utils:EngineArgs",
         False,
         [
-            ("add_cli_args", "engine/arg_utils.py:3202", "adds --scheduler and --hybrid-config"),
+            ("add_cli_args", "engine/arg_utils.py:934, 3204", "adds --scheduler and --hybrid-config"),
             (
                 "create_engine_config",
                 "engine/arg_utils.py:2205",
@@ -81,6 +81,13 @@ ENTRY = (
         "v1/engine/input_processor.py:138",
         "refuses a bad lane or client of a Python call",
     ),
+    Reach(
+        "vllm.config:VllmConfig.compute_hash",
+        "json.dumps(additional_config",
+        "config/vllm.py:552",
+        "keeps tuning values out of the compile cache's key",
+        in_source=True,
+    ),
 )
 
 SERVER = (
@@ -89,6 +96,13 @@ SERVER = (
         "_get_session_id",
         "entrypoints/generate/base/serving.py:243",
         "refuses a bad lane or client with a 400 before a stream starts",
+    ),
+    Reach(
+        "vllm.v1.engine.async_llm:AsyncLLM.__init__",
+        "self.engine_core",
+        "v1/engine/async_llm.py:184",
+        "finds the engines from their client",
+        in_source=True,
     ),
     Reach(
         "vllm.v1.engine.core_client:AsyncMPClient",

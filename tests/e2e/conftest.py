@@ -88,6 +88,7 @@ class Server:
                 [*command, "--host", "127.0.0.1", *ENGINE_FLAGS, *flags],
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                env={**os.environ, "VLLM_LOGGING_LEVEL": "INFO"},
                 start_new_session=True,
             )
 

@@ -50,6 +50,5 @@ def test_counters_add_up_over_both_servers(server: Any) -> None:
     assert after["policy_errors_total",] == 0
 
 
-def test_both_servers_collect(server: Any) -> None:
-    """The page of either server shows both: the same counters, whichever answers."""
+def test_the_page_is_the_same_whichever_server_answers(server: Any) -> None:
     assert server.settled() == server.settled() == server.settled()

@@ -87,6 +87,18 @@ def test_vllms_plain_flags_select_the_same(parser: Any) -> None:
     assert (args.scheduler_cls, args.middleware) == (ours.scheduler_cls, ours.middleware)
 
 
+def test_a_command_without_a_server_takes_the_flags_too() -> None:
+    from vllm import AsyncEngineArgs
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    engine_parser = AsyncEngineArgs.add_cli_args(FlexibleArgumentParser(prog="vllm bench"))
+    args = engine_parser.parse_args(["--scheduler", "hybrid", "--hybrid-config", SLO])
+    assert not hasattr(args, "middleware")
+    engine_args = AsyncEngineArgs.from_cli_args(args)
+    assert engine_args.scheduler_cls == "vllm_hybrid.Scheduler"
+    assert engine_args.additional_config["hybrid"].config == load_config(SLO)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
