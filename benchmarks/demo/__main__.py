@@ -22,7 +22,7 @@ from benchmarks.demo.source import Source, find_source
 from vllm_hybrid.workload import TraceError
 
 QUICK_MINUTES = 0.9
-HYBRID_CONFIG = {"slo": {"online": {"ttft_s": 2.0, "tbt_s": 0.25}}}
+HYBRID_CONFIG = {"slo": {"online": {"ttft_s": 2.0, "tbt_s": 0.5}, "idle_step_s": 0.5}}
 SCHEDULERS = {
     "stock": (),
     "hybrid": ("--scheduler", "hybrid", "--hybrid-config", json.dumps(HYBRID_CONFIG)),

@@ -37,7 +37,7 @@ _ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
 }
 _START_LIMIT_S = 600
-_STOP_LIMIT_S = 30
+_STOP_LIMIT_S = 60
 _LOG_TAIL_LINES = 20
 _SAMPLE = re.compile(r"^(?P<name>[a-zA-Z_:][\w:]*)(?:\{(?P<labels>.*)\})? (?P<value>\S+)")
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
