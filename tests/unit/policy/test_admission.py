@@ -29,15 +29,15 @@ RUNS = decode("runs")
 class Door:
     """One step's admission into a pool; `take` lets the engine admit what is offered."""
 
-    def __init__(self, views, pool=None, online=None, offline=None, running=(RUNS,), reserve=0, counters=None, **view):
+    def __init__(self, views, pool=None, online=None, offline=None, running=(RUNS,), reserve=0, predictor=None, **view):
         self.pool = pool or Pool()
-        self.queue = views if hasattr(views, "walk") else waiting(views, counters)
+        self.queue = views if hasattr(views, "walk") else waiting(views)
         self.view = step_view(list(running), self.queue, self.pool, **view)
         self.plan = StepPlan(self.view.max_tokens, list(running))
         self.admission = Admission(
             view=self.view,
             plan=self.plan,
-            predictor=trained(prefill_token_s=1e-4),
+            predictor=predictor or trained(prefill_token_s=1e-4),
             promised={},
             online=online or Budget(10_000),
             offline=Budget(10_000) if offline is None else offline,
@@ -75,7 +75,7 @@ def test_who_ran_before_comes_back_before_anything_new_whatever_its_counter(lane
     counters = plain_counters()
     counters.charge((lane, "a"), 9_999, 0)
     back, new = victim("a", lane), request("b", lane)
-    assert Door([new, back], counters=counters).take() == [back, new]
+    assert Door(waiting([new, back], counters)).take() == [back, new]
 
 
 def test_the_earliest_victim_comes_back_first():
@@ -87,7 +87,7 @@ def test_a_victim_that_rests_is_not_offered_and_costs_its_client_nothing():
     counters = plain_counters()
     counters.charge((OFFLINE, "b"), 10, 0)
     resting, new_of_a, new_of_b = victim("a", ago_s=1, prompt_tokens=1000), request("a", OFFLINE), request("b", OFFLINE)
-    assert Door([resting, new_of_a, new_of_b], counters=counters).take() == [new_of_a, new_of_b]
+    assert Door(waiting([resting, new_of_a, new_of_b], counters)).take() == [new_of_a, new_of_b]
 
 
 def test_a_victim_comes_back_early_if_nothing_else_would_run():
@@ -158,7 +158,7 @@ def test_a_large_request_waits_for_a_bounded_number_of_smaller_ones(slots, promp
         for _ in range(slots):
             queue.add(request("small", prompt_tokens=max(1, prompt_of(prompt_blocks))))
         held_back = large.bypassed >= MAX_BYPASSES
-        admitted = Door(queue, Pool(total=100, free=100 if held_back else 50), counters=counters).take(slots)
+        admitted = Door(queue, Pool(total=100, free=100 if held_back else 50)).take(slots)
         if large in admitted:
             passed += admitted.index(large)
             break
@@ -191,6 +191,15 @@ def test_seconds_cut_a_prompt_too():
     door = Door([request("a", prompt_tokens=400)], online=Budget(500, seconds=0.0100001))
     door.take()
     assert list(door.plan.caps.values()) == [100]
+
+
+def test_seconds_buy_less_behind_a_long_prefix_from_the_cache():
+    view = request("a", prompt_tokens=51_000)
+    pool = Pool(total=4000, free=4000, hit_tokens={view: 50_000})
+    machine = trained(prefill_token_s=1e-4, pair_s=1e-8)
+    door = Door([view], pool, online=Budget(2000, seconds=0.1), predictor=machine)
+    door.take()
+    assert machine.prefill_seconds(door.plan.caps[view.request_id], 50_000) == pytest.approx(0.1, rel=0.01)
 
 
 def test_the_lanes_have_budgets_of_their_own():

@@ -153,10 +153,10 @@ def test_offline_work_goes_on_beside_a_head_that_the_engine_refuses():
 
 
 def test_the_parked_come_back_when_no_online_request_waits():
-    parked = decode("b", OFFLINE, 160)
+    parked = decode("b", OFFLINE, 160, disturbed_s=99.0)
     assert plan_of([decode()], parked=[parked], pool=Pool(free=100)).unpark == [parked]
     stuck = waiting([request(prompt_tokens=160)])
-    assert plan_of([decode()], stuck, Pool(free=5), parked=[parked], slots=2).unpark == []
+    assert plan_of([decode()], stuck, Pool(free=5), parked=[parked], slots=4).unpark == []
 
 
 def test_a_parked_request_that_the_engine_would_refuse_stays_parked():
@@ -185,6 +185,12 @@ def test_who_lost_its_memory_lately_is_not_the_next_to_lose_it():
     offline = [decode("b", OFFLINE, disturbed_s=99.0 - i if i else -math.inf) for i in range(3)]
     plan = plan_of([due_in(-1), *offline], predictor=trained(**MACHINE), slo=TARGETS)
     assert plan.order[1:] == plan.paused == [offline[1], offline[2], offline[0]]
+
+
+def test_a_prompt_under_way_counts_before_it_is_billed():
+    pool, queue = Pool(), waiting([request("a"), request("b")])
+    plan = plan_of([prefill("a", prompt_tokens=300)], queue, pool)
+    assert [v.client for v in admissions(pool, queue, plan.candidates)] == ["b", "a"]
 
 
 # -- using a plan again ------------------------------------------------------------------------------------------------
