@@ -56,6 +56,8 @@ class Admission:
                 barred = request.bypassed >= MAX_BYPASSES
                 tokens = self.view.admissible_tokens(request, 0 if barred else reserve)
                 if not tokens:
+                    if not self.view.ready(request):
+                        continue  # could not run anyway: it stops nobody
                     passed.append(request)
                     closed.add(request.key)
                     if barred or len(passed) >= _MAX_MISFITS:
