@@ -189,7 +189,9 @@ def failures(rows: list[dict[str, Any]], growth: float) -> list[str]:
 
 def show(rows: list[dict[str, Any]], memory: dict[str, float], growth: float) -> None:
     """Print the one table."""
-    print(f"{'running':>8}{'waiting':>9}  {'kind':<8}{'step us':>10}{'x stock':>9}{'x empty':>9}{'add us':>9}{'abort us':>10}")
+    print(
+        f"{'running':>8}{'waiting':>9}  {'kind':<8}{'step us':>10}{'x stock':>9}{'x empty':>9}{'add us':>9}{'abort us':>10}"
+    )
     for r in rows:
         extra = f"{r['add_us']:>9.1f}{r['abort_us']:>10.1f}" if "add_us" in r else ""
         print(
