@@ -118,3 +118,72 @@ def test_a_lift_goes_exactly_as_far_as_the_rule_says(own, smallest):
 def test_an_unknown_client_has_received_nothing():
     assert plain_counters().value(A) == 0
     assert plain_counters().cost(A, 3, 1) == pytest.approx(5)
+
+
+class Shop:
+    """Clients come, are served and go; `forgetful` drops the counters of those that are gone now and then."""
+
+    def __init__(self, forgetful: bool) -> None:
+        self.forgetful = forgetful
+        self.counters = plain_counters()
+        self.waits: dict = {}
+        self.runs: dict = {}
+
+    def smallest(self) -> float | None:
+        return min((self.counters.value(key) for key in self.waits), default=None)
+
+    def arrive(self, client: int) -> None:
+        key = (ONLINE, str(client))
+        if key not in self.waits:
+            self.counters.lift(key, self.smallest())
+        self.waits[key] = self.waits.get(key, 0) + 1
+
+    def dispatch(self, client: int) -> None:
+        if self.waits:
+            key = min(self.waits, key=lambda key: (self.counters.value(key), key))
+            self.runs[key] = True
+            self.take(key)
+
+    def abort(self, client: int) -> None:
+        if (ONLINE, str(client)) in self.waits:
+            self.take((ONLINE, str(client)))
+
+    def take(self, key) -> None:
+        self.waits[key] -= 1
+        if not self.waits[key]:
+            del self.waits[key]
+            self.counters.left(key)
+
+    def serve(self, client: int) -> None:
+        for key in self.runs:
+            self.counters.charge(key, 3 * client, 1)
+
+    def finish(self, client: int) -> None:
+        self.runs.pop((ONLINE, str(client)), None)
+
+    def forget(self, client: int) -> None:
+        if self.forgetful:
+            busy = {**self.waits, **self.runs}
+            self.counters.forget_idle(busy, {ONLINE: self.smallest(), OFFLINE: None})
+
+
+deeds = st.sampled_from(["arrive", "arrive", "dispatch", "abort", "serve", "finish", "forget"])
+
+
+@given(st.lists(st.tuples(deeds, st.integers(0, 5))))
+@examples(300)
+def test_forgetting_idle_clients_changes_nothing_for_anybody(history):
+    remembers, forgets = Shop(False), Shop(True)
+    for name, client in history:
+        for shop in (remembers, forgets):
+            getattr(shop, name)(client)
+        for key in {**remembers.waits, **remembers.runs}:
+            assert forgets.counters.value(key) == remembers.counters.value(key)
+
+
+def test_idle_clients_are_forgotten():
+    counters = plain_counters()
+    for client in range(1_000):
+        counters.charge((ONLINE, str(client)), client, 0)
+    counters.forget_idle({(ONLINE, "7"): 1}, {ONLINE: 500.0, OFFLINE: None})
+    assert len(counters.values) == 500  # those above the smallest that waits, and the one that is busy
