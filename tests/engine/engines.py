@@ -43,18 +43,13 @@ class Call:
     lane: str = "online"
     client: str = "default"
     priority: int = 0
-    sampling: Mapping[str, Any] = field(default_factory=dict)
+    sampling: dict[str, Any] = field(default_factory=dict)
     lora: Any = None
 
     @property
     def params(self) -> SamplingParams:
-        return SamplingParams(
-            max_tokens=self.max_tokens,
-            temperature=0.0,
-            ignore_eos=True,
-            extra_args={"lane": self.lane, "client": self.client},
-            **self.sampling,
-        )
+        greedy = {"max_tokens": self.max_tokens, "temperature": 0.0, "ignore_eos": True}
+        return SamplingParams(**(greedy | self.sampling), extra_args={"lane": self.lane, "client": self.client})
 
 
 def scheduler_of(engine: LLMEngine) -> Scheduler:
