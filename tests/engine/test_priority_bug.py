@@ -4,7 +4,11 @@ The cases are those of `docs/upstream/priority-prefix-cache.md`: A is long and y
 apart and are more important. `tests/oracle/test_priority_bug.py` has 616 of them without a model.
 """
 
+import os
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +16,7 @@ from tests.engine.engines import HYBRID, STOCK, Call, running_engine, scheduler_
 
 pytestmark = pytest.mark.e2e
 
+REPRODUCTION = Path(__file__).parents[2] / "docs" / "upstream" / "priority_prefix_cache_repro.py"
 SETTINGS = {
     "scheduling_policy": "priority",
     "num_gpu_blocks_override": 19,
@@ -60,3 +65,10 @@ def test_stock_is_wrong_in_every_case(tiny_opt):
 @pytest.mark.parametrize("one_client", [True, False], ids=["one-client", "two-lanes"])
 def test_ours_is_right_in_every_case(tiny_opt, one_client):
     assert wrong_answers(tiny_opt, HYBRID, one_client) == [[]] * len(CASES)
+
+
+def test_the_reproduction_for_upstream_shows_it_on_stock_vllm():
+    environment = os.environ | {"VLLM_PLUGINS": "", "OMP_NUM_THREADS": "1"}  # no plugin: not even ours is loaded
+    done = subprocess.run([sys.executable, str(REPRODUCTION)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr[-4000:]
+    assert [line.split()[-1] for line in done.stdout.splitlines()] == ["DIFFERENT", "equal", "equal"]
