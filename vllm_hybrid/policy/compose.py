@@ -51,7 +51,7 @@ class HybridPlanner:
         chunk_tokens, chunk_s = self._prefill_online(plan, groups, online, view.max_chunk_tokens)
         heads = self._heads(view, groups, online.prefill_tokens(self._predictor, 0))
         room = self._make_room(view, groups, heads)
-        head_tokens = self._head_tokens(view, heads, room, online)
+        head_tokens = self._head_tokens(heads, room, online)
 
         offline = Budget(view.max_tokens - decode_tokens - chunk_tokens - head_tokens)
         left_s = online_s - self._predictor.prefill_seconds(head_tokens, 0) - chunk_s
@@ -116,6 +116,7 @@ class HybridPlanner:
             return Room(slots=view.free_slots, blocks=view.free_blocks)
         maker = RoomMaker(view, groups.offline_decodes + groups.offline_prefills, self._interval_s)
         room = maker.place(heads, self._reserve(groups))
+        room.more = len(heads) > room.placed or len(heads) == _MAX_HEADS
         gone = {*room.preempt, *room.park}
         if gone:
             groups.offline_decodes = [v for v in groups.offline_decodes if v not in gone]
@@ -179,10 +180,10 @@ class HybridPlanner:
             seconds += chunk_s
         return tokens, seconds
 
-    def _head_tokens(self, view: StepView, heads: Sequence[RequestView], room: Room, budget: Budget) -> int:
+    def _head_tokens(self, heads: Sequence[RequestView], room: Room, budget: Budget) -> int:
         """Prefill tokens that online admissions will take in the step, as far as can be foreseen."""
         tokens = budget.prefill_tokens(self._predictor, 0)
-        if view.waiting.lane_length(Lane.ONLINE) > room.placed and room.slots > 0 and not room.stuck:
+        if room.more and room.slots > 0 and not room.stuck:
             return tokens
         return min(tokens, sum(v.missing_tokens for v in heads[: room.placed]))
 
@@ -213,7 +214,7 @@ class HybridPlanner:
         """Parked requests that find a slot and blocks once the waiting online requests have theirs."""
         dropped = set(room.drop)
         parked = [v for v in view.parked if v not in dropped]
-        if not parked or room.stuck or view.waiting.lane_length(Lane.ONLINE) > room.placed:
+        if not parked or room.stuck or room.more:
             if parked and not view.running and not room.placed:
                 self._unstick(view, parked, room)
             return []

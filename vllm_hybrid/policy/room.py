@@ -26,6 +26,7 @@ class Room:
     blocks: int = 0
     placed: int = 0  # online heads that will find room
     stuck: bool = False  # an online head stays out for want of room
+    more: bool = False  # online requests that could run wait behind those placed
 
 
 class RoomMaker:
