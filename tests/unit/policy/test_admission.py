@@ -228,6 +228,12 @@ def test_who_the_engine_passes_over_takes_no_budget_and_bypasses_nobody():
     assert aside in door.queue
 
 
+def test_a_blocked_request_that_does_not_fit_closes_nobodys_line():
+    blocked, next_of_it = victim("a", ONLINE, prompt_tokens=prompt_of(2000)), request("a")
+    assert Door([blocked, next_of_it], Pool(blocked={blocked})).take() == [next_of_it]
+    assert blocked.bypassed == 0
+
+
 def test_something_is_admitted_where_nothing_runs_even_without_a_budget():
     view = request("a", OFFLINE, 4000)
     door = Door([view], running=(), offline=Budget(512, -1.0))

@@ -134,6 +134,15 @@ def test_no_room_is_made_for_a_head_that_the_engine_would_pass_over():
     assert plan_of(offline, waiting([blocked, behind]), Pool(free=0, blocked={blocked})).preempt == [offline[1]]
 
 
+def test_a_head_that_the_engine_would_pass_over_holds_no_offline_work_up():
+    blocked = request(prompt_tokens=100)
+    offline = [decode("b", OFFLINE) for _ in range(4)]
+    pool = Pool(free=100, blocked={blocked})
+    assert plan_of([decode(), *offline], waiting([blocked]), pool).paused == []
+    parked = decode("b", OFFLINE, 160)
+    assert plan_of([decode()], waiting([blocked]), pool, parked=[parked]).unpark == [parked]
+
+
 def test_a_head_for_which_there_is_just_enough_room_comes_in():
     head = request(prompt_tokens=10 * BLOCK_TOKENS)
     pool = Pool(free=12)
