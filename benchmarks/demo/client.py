@@ -21,6 +21,7 @@ from benchmarks.demo.load import Item
 from benchmarks.demo.server import MODEL_NAME
 
 _TIMEOUT_S = 1800
+_WATCH_INTERVAL_S = 0.05
 # In a log file each refresh of the bar is a line of its own.
 _BAR_INTERVAL_S = 0.5 if sys.stderr.isatty() else 15
 
@@ -69,6 +70,8 @@ class Replay:
     outcomes: list[Outcome]
     client_cpu_share: float
     """CPU seconds the client used per second of the replay: near 1 it would be the bottleneck."""
+    client_stall_s: float = 0.0
+    """The longest time the client's loop could not run: a gap of that length may be the client's own."""
 
     @property
     def makespan_s(self) -> float:
@@ -107,13 +110,28 @@ async def _replay(base_url: str, items: Sequence[Item], title: str, limit_s: flo
     ) as client:
         with tqdm(total=len(items), desc=title, unit="req", mininterval=_BAR_INTERVAL_S) as bar:
             start, cpu = time.perf_counter(), time.process_time()
+            watch = _LoopWatch()
+            watching = asyncio.create_task(watch.run())
             streams = [asyncio.create_task(_one(client, outcome, start, bar)) for outcome in outcomes]
             _, unfinished = await asyncio.wait(streams, timeout=limit_s)
             for stream in unfinished:
                 stream.cancel()
             await asyncio.gather(*streams, return_exceptions=limit_s is not None)
+            watching.cancel()
             wall_s, cpu_s = time.perf_counter() - start, time.process_time() - cpu
-    return Replay(outcomes, cpu_s / wall_s)
+    return Replay(outcomes, cpu_s / wall_s, watch.longest_s)
+
+
+class _LoopWatch:
+    """Wakes often and notes how late: what is late for it is late for every stream of the loop."""
+
+    longest_s = 0.0
+
+    async def run(self) -> None:
+        while True:
+            before = time.perf_counter()
+            await asyncio.sleep(_WATCH_INTERVAL_S)
+            self.longest_s = max(self.longest_s, time.perf_counter() - before - _WATCH_INTERVAL_S)
 
 
 async def _one(client: openai.AsyncOpenAI, outcome: Outcome, start: float, bar: tqdm) -> None:

@@ -60,6 +60,7 @@ def _phase(replay: Replay) -> dict[str, Any]:
     return {
         **metrics.bench_serve_keys(replay),
         "client_cpu_share": replay.client_cpu_share,
+        "client_stall_s": replay.client_stall_s,
         "latest_send_s": replay.latest_send_s,
         "tenants": {tenant: _tenant(replay, tenant) for tenant in tenants},
     }
