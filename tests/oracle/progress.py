@@ -12,6 +12,7 @@ from vllm.v1.core.sched.output import SchedulerOutput
 
 from tests.oracle.harness import EngineLoop
 from tests.oracle.workload import StallError
+from vllm_hybrid.policy.plan import StepPlan, StepView
 
 
 class ProgressWatch:
@@ -24,7 +25,19 @@ class ProgressWatch:
         self._empty_in_a_row = 0
         self._preemptions: dict[str, int] = defaultdict(int)
         self.preempted_s: dict[str, list[float]] = defaultdict(list)  # request id -> when it lost its memory
+        self.planned_rests_s: list[float] = []  # how long each victim of a plan had been left alone before
         self.empty_steps = 0
+        planner = loop.scheduler.planner
+        self._plan, planner.plan = planner.plan, self.plan
+
+    def plan(self, view: StepView) -> StepPlan:
+        """The planner's plan; whom it takes memory from is noted."""
+        plan = self._plan(view)
+        for victim in (*plan.preempt, *plan.drop):
+            before_s = self.preempted_s[victim.request_id]
+            if before_s:
+                self.planned_rests_s.append(view.now_s - before_s[-1])
+        return plan
 
     def check(self, step: SchedulerOutput) -> None:
         self._before(step)

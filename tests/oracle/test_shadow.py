@@ -46,6 +46,13 @@ class _CountsOneTooMany(Scheduler):
                 request.num_computed_tokens += 1
 
 
+class _FreesBlocksTooEarly(Scheduler):
+    def schedule(self, throttle_prefills=False):
+        if self.current_step == 20:
+            self.kv_cache_manager.free(self.running[0])
+        return super().schedule(throttle_prefills)
+
+
 class _LosesABlock(Scheduler):
     def _free_request(self, request, delay_free_blocks=False):
         if request.request_id == "r7":
@@ -53,7 +60,10 @@ class _LosesABlock(Scheduler):
         return super()._free_request(request, delay_free_blocks)
 
 
-@pytest.mark.parametrize(("mistaken", "says"), [(_CountsOneTooMany, "KV wrong"), (_LosesABlock, "blocks leaked")])
+@pytest.mark.parametrize(
+    ("mistaken", "says"),
+    [(_CountsOneTooMany, "goes on at"), (_FreesBlocksTooEarly, "KV wrong"), (_LosesABlock, "blocks leaked")],
+)
 def test_a_mistaken_scheduler_is_caught(mistaken, says):
     classes = Classes(mistaken, STOCK.asynchronous)
     with pytest.raises(OracleError, match=says):
