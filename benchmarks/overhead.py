@@ -2,10 +2,11 @@
 
     python -m benchmarks.overhead [--quick] [--check] [--out FILE]
 
-All schedulers of a row live in one process and take their steps in turn, so that the machine's drift hits all alike; figures
-are medians of CPU time per step, the claim is the ratio to stock. Every running request decodes, half of them offline, 50
-clients; the waiting ones are offline and find no slot. "reuse": the scheduler as it is. "replan": a new plan is forced on
-every step. Adding and aborting are timed on the same queues, memory is what the queue itself holds per waiting request.
+All schedulers of a row live in one process and take their steps in turn, so that the machine's drift hits all alike;
+figures are medians of CPU time per step, the claim is the ratio to stock. Every running request decodes, half of them
+offline, 50 clients; the waiting ones are offline and find no slot. "reuse": the scheduler as it is. "replan": a new plan
+is forced on every step. Adding and aborting are timed on the same queues, memory is what the queue itself holds per
+waiting request.
 """
 
 from __future__ import annotations
@@ -189,9 +190,8 @@ def failures(rows: list[dict[str, Any]], growth: float) -> list[str]:
 
 def show(rows: list[dict[str, Any]], memory: dict[str, float], growth: float) -> None:
     """Print the one table."""
-    print(
-        f"{'running':>8}{'waiting':>9}  {'kind':<8}{'step us':>10}{'x stock':>9}{'x empty':>9}{'add us':>9}{'abort us':>10}"
-    )
+    heads = {"running": 8, "waiting": 9, "  kind    ": 0, "step us": 10, "x stock": 9, "x empty": 9, "add us": 9}
+    print("".join(f"{head:>{width}}" for head, width in heads.items()) + f"{'abort us':>10}")
     for r in rows:
         extra = f"{r['add_us']:>9.1f}{r['abort_us']:>10.1f}" if "add_us" in r else ""
         print(
