@@ -4,9 +4,9 @@
 
 All schedulers of a row live in one process and take their steps in turn, so that the machine's drift hits all alike;
 figures are medians of CPU time per step, the claim is the ratio to stock. Every running request decodes, half of them
-offline, 50 clients; the waiting ones are offline and find no slot. "reuse": the scheduler as it is. "replan": a new plan
-is forced on every step. Adding and aborting are timed on the same queues, memory is what the queue itself holds per
-waiting request.
+offline, 50 clients; the waiting ones are offline and find no slot. "reuse": the scheduler as it is. "replan": a new
+plan is forced on every step. Adding and aborting are timed on the same queues, memory is what the queue itself holds
+per waiting request.
 """
 
 from __future__ import annotations
