@@ -11,11 +11,11 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from tests.oracle.harness import Classes, EngineLoop
 from tests.oracle.obedience import Witness
 from vllm_hybrid.engine.scheduler import HybridMixin, HybridScheduler, HybridSyncScheduler
 from vllm_hybrid.policy.plan import StepPlan, StepView
 from vllm_hybrid.policy.request import RequestView
+from vllm_hybrid.sim.modelfree import Classes, EngineLoop
 
 CAPS = (1, 2, 3, 7, 16, 31, 64)
 BUDGETS = (1, 5, 17, 64, 256)

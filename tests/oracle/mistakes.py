@@ -80,6 +80,13 @@ class ParksWithoutTellingTheWorker(ChaosMixin):
         self.reset_preempted_req_ids.discard(request.request_id)
 
 
+class ParksWithoutTheBlocks(ChaosMixin):
+    def _park(self, request: Request) -> None:
+        super()._park(request)
+        self.kv_cache_manager.free(request)
+        request.num_computed_tokens = 0
+
+
 class DropsAParkedRequestButKeepsItsCount(ChaosMixin):
     def _drop_parked(self, request: Request) -> None:
         computed = request.num_computed_tokens

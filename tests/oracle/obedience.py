@@ -14,8 +14,8 @@ from typing import Any
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.request import Request
 
-from tests.oracle.harness import EngineLoop
 from vllm_hybrid.policy.plan import StepPlan, StepView
+from vllm_hybrid.sim.modelfree import EngineLoop
 
 
 class Disobedience(AssertionError):
@@ -54,6 +54,7 @@ class Witness:
         self._policy = scheduler.policy
         self._plan: StepPlan | None = None
         self._owed: dict[str, _Owed] = {}
+        self._kept: dict[str, int] = {}  # requests that were parked: the tokens whose blocks they keep
         self.checked = 0
 
     def __getattr__(self, name: str) -> Any:
@@ -62,6 +63,7 @@ class Witness:
     def plan(self, view: StepView) -> StepPlan:
         self._plan = self._planner.plan(view)
         self._owed = {v.request_id: _Owed.of(v.handle) for v in view.running}
+        self._kept |= {v.request_id: v.handle.num_computed_tokens for v in self._plan.park}
         return self._plan
 
     def check(self, step: SchedulerOutput) -> None:
@@ -122,13 +124,23 @@ class Witness:
         admitted = [request_id for request_id in step.num_scheduled_tokens if request_id not in ran]
         unparked = {v.request_id for v in plan.unpark}
         offered = iter(getattr(self._planner, "offered", self._scheduler.plan_queue.offered))
+        computed = _computed_tokens(step)
         for request_id in admitted:
             tokens = step.num_scheduled_tokens[request_id]
             own = tokens - len(step.scheduled_spec_decode_tokens.get(request_id, ()))
             if own > plan.caps.get(request_id, own):
                 raise Disobedience(f"{request_id} was admitted with {own} tokens, cap {plan.caps[request_id]}")
+            if request_id in unparked and computed[request_id] != self._kept[request_id]:
+                raise Disobedience(f"{request_id} kept {self._kept[request_id]} tokens, got {computed[request_id]}")
             if request_id not in unparked and request_id not in offered:  # `in` moves the iterator on: order counts
                 raise Disobedience(f"{request_id} was admitted out of turn")
             left -= tokens
         if left < 0:
             raise Disobedience(f"{-left} tokens above the budget")
+
+
+def _computed_tokens(step: SchedulerOutput) -> dict[str, int]:
+    """Where each request of a step goes on."""
+    cached = step.scheduled_cached_reqs
+    new = {data.req_id: data.num_computed_tokens for data in step.scheduled_new_reqs}
+    return new | dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True))

@@ -1,6 +1,6 @@
 """The classes under test."""
 
-from tests.oracle.harness import Classes
 from vllm_hybrid.engine.scheduler import HybridScheduler, HybridSyncScheduler
+from vllm_hybrid.sim.modelfree import Classes
 
 HYBRID = Classes(HybridSyncScheduler, HybridScheduler)

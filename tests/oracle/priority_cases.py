@@ -12,9 +12,9 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tests.oracle.harness import VOCAB, Classes, EngineLoop, World, build, engine_config, make_request
 from tests.oracle.shadow import OracleError, ShadowWorker
 from tests.oracle.workload import Job, Played, check_end
+from vllm_hybrid.sim.modelfree import VOCAB, Classes, EngineLoop, World, build, engine_config, make_request
 
 _TURNS = 400
 

@@ -10,9 +10,9 @@ from collections import defaultdict
 
 from vllm.v1.core.sched.output import SchedulerOutput
 
-from tests.oracle.harness import EngineLoop
 from tests.oracle.workload import StallError
 from vllm_hybrid.policy.plan import StepPlan, StepView
+from vllm_hybrid.sim.modelfree import EngineLoop
 
 
 class ProgressWatch:

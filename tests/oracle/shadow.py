@@ -16,7 +16,7 @@ import numpy as np
 from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
 from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 
-from tests.oracle.harness import BLOCK_SIZE, MAX_MODEL_LEN, VOCAB, World
+from vllm_hybrid.sim.modelfree import BLOCK_SIZE, MAX_MODEL_LEN, VOCAB, World
 
 _MODULUS = (1 << 61) - 1
 _SEED_HASH = 7

@@ -8,9 +8,9 @@ import os
 import pytest
 
 from tests.oracle.chaos import CHAOS, USUAL, Rates, unleash
-from tests.oracle.harness import World
 from tests.oracle.workload import Shape, check_end, draw_load, play
 from vllm_hybrid.engine.tally import StepMode
+from vllm_hybrid.sim.modelfree import World
 
 pytestmark = pytest.mark.oracle
 

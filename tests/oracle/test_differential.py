@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from tests.oracle.harness import STOCK, World
 from tests.oracle.ours import HYBRID
 from tests.oracle.recording import Recorder, first_difference
 from tests.oracle.workload import Shape, draw_load, play
+from vllm_hybrid.sim.modelfree import STOCK, World
 
 pytestmark = pytest.mark.oracle
 

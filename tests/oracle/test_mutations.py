@@ -6,8 +6,8 @@ import pytest
 
 from tests.oracle import mistakes as m
 from tests.oracle.chaos import CHAOS, ChaosScheduler, ChaosSyncScheduler, unleash
-from tests.oracle.harness import Classes, World
 from tests.oracle.workload import Shape, check_end, draw_load, play
+from vllm_hybrid.sim.modelfree import Classes, World
 
 pytestmark = pytest.mark.oracle
 
@@ -36,6 +36,7 @@ EXPECTED = (
     Expected(m.DropsOutputUnderWay, sync=False),
     Expected(m.ParksWithAStepUnderWay, sync=False),
     Expected(m.ParksWithoutTellingTheWorker, v2_runner=True),
+    Expected(m.ParksWithoutTheBlocks),
     Expected(m.DropsAParkedRequestButKeepsItsCount),
     Expected(m.DropsAParkedRequestButKeepsItsBlocks),
     Expected(m.PopsSomethingElseThanItPeeked),

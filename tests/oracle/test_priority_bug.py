@@ -2,9 +2,9 @@
 
 import pytest
 
-from tests.oracle.harness import STOCK
 from tests.oracle.ours import HYBRID
 from tests.oracle.priority_cases import cases, wrong_cases
+from vllm_hybrid.sim.modelfree import STOCK
 
 pytestmark = pytest.mark.oracle
 

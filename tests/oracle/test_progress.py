@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.oracle.harness import BLOCK_SIZE, VOCAB, World
 from tests.oracle.ours import HYBRID
 from tests.oracle.progress import ProgressWatch
 from tests.oracle.workload import Job, Played, Shape, check_end, draw_load, play
 from vllm_hybrid.policy.request import Lane
+from vllm_hybrid.sim.modelfree import BLOCK_SIZE, VOCAB, World
 
 pytestmark = pytest.mark.oracle
 

@@ -5,10 +5,10 @@ import itertools
 import pytest
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from tests.oracle.harness import STOCK, Classes, World
 from tests.oracle.recording import Recorder, first_difference
 from tests.oracle.shadow import OracleError, expected_output
 from tests.oracle.workload import Shape, check_end, draw_load, play, run_and_check
+from vllm_hybrid.sim.modelfree import STOCK, Classes, World
 
 pytestmark = pytest.mark.oracle
 

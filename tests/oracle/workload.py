@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 from vllm.v1.core.sched.output import SchedulerOutput
 
-from tests.oracle.harness import VOCAB, Classes, EngineLoop, World, build, make_request
 from tests.oracle.shadow import OracleError, ShadowWorker, expected_output
+from vllm_hybrid.sim.modelfree import VOCAB, Classes, EngineLoop, World, build, make_request
 
 
 class StallError(AssertionError):
