@@ -51,7 +51,8 @@ class HybridMixin(Steering):
         self.counters = VirtualCounters(fairness.input_weight, fairness.output_weight, weights)
         self.predictor = StepTimePredictor()
         self.waiting_requests = WaitingRequests(self.counters, self.policy == SchedulingPolicy.PRIORITY)
-        self._install(self.waiting_requests, Viewer(self, lambda: self.clock()), Tally())
+        viewer = Viewer(self, lambda: self.clock(), timed=self.hybrid_config.slo.has_online_target)
+        self._install(self.waiting_requests, viewer, Tally())
         self.ledger = Ledger(self.counters, self.viewer.view_of)
         self.timer = StepTimer(self.predictor)
         self._live: Counter[ClientKey] = Counter()  # requests in the system, by client
@@ -128,7 +129,9 @@ class HybridMixin(Steering):
         try:
             self.ledger.settle()
             now_s = self.clock()
-            view = self.viewer.step_view(self.waiting_requests, self.timer.last_output_s, self.timer.pending_s(now_s))
+            view = self.viewer.step_view(
+                self.waiting_requests, self.parked.values(), self.timer.last_output_s, self.timer.pending_s(now_s)
+            )
             plan = self.planner.plan(view)
             check_plan(view, plan)
         except Exception as error:

@@ -7,9 +7,9 @@ one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
 
+from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
 from vllm_hybrid.config import DEFAULT_CLIENT, LANES, request_identity
@@ -17,15 +17,13 @@ from vllm_hybrid.policy.plan import StepView
 from vllm_hybrid.policy.request import Lane, RequestView
 from vllm_hybrid.policy.waiting import WaitingRequests
 
-if TYPE_CHECKING:
-    from vllm_hybrid.engine.scheduler import HybridMixin
-
 
 class Viewer:
-    """Reads one scheduler."""
+    """Reads one scheduler. timed: deadlines are kept, so the progress of every output matters."""
 
-    def __init__(self, scheduler: HybridMixin, clock: Callable[[], float]) -> None:
+    def __init__(self, scheduler: Scheduler, clock: Callable[[], float], timed: bool) -> None:
         self._s = scheduler
+        self._timed = timed
         self.clock = clock
         self.bad_identities = 0
 
@@ -56,12 +54,14 @@ class Viewer:
             handle=request,
         )
 
-    def step_view(self, waiting: WaitingRequests, last_output_s: float, pending_s: float) -> StepView:
+    def step_view(
+        self, waiting: WaitingRequests, parked: Iterable[Request], last_output_s: float, pending_s: float
+    ) -> StepView:
         """The engine's state right before a step."""
         s = self._s
         pool = s.kv_cache_manager.block_pool
         decode_tokens = 1 + s.num_spec_tokens
-        timed = s.hybrid_config.slo.has_online_target
+        timed = self._timed
         running = []
         for request in s.running:
             try:
@@ -81,7 +81,7 @@ class Viewer:
         return StepView(
             now_s=self.clock(),
             running=running,
-            parked=[self._parked_view(request) for request in s.parked.values()] if s.parked else (),
+            parked=[self._parked_view(request) for request in parked],
             waiting=waiting,
             free_slots=self.free_slots(),
             free_blocks=pool.get_num_free_blocks() - s.kv_cache_manager.watermark_blocks,
