@@ -24,6 +24,7 @@ ARROWS: dict[str, set[str]] = {
     "config": set(),
     "compat": set(),
     "settings": {"config", "compat"},
+    "config_docs": {"config"},
     "policy": {"config"},
     "cache": {"config"},
     "workload": set(),

@@ -87,12 +87,13 @@ def test_vllms_plain_flags_select_the_same(parser: Any) -> None:
     assert (args.scheduler_cls, args.middleware) == (ours.scheduler_cls, ours.middleware)
 
 
-def test_a_command_without_a_server_takes_the_flags_too() -> None:
+def test_a_command_without_a_server_takes_the_flags_too(tmp_path: Path) -> None:
     from vllm import AsyncEngineArgs
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     engine_parser = AsyncEngineArgs.add_cli_args(FlexibleArgumentParser(prog="vllm bench"))
-    args = engine_parser.parse_args(["--scheduler", "hybrid", "--hybrid-config", SLO])
+    # Any folder will do for a model: a name of the default's kind is looked up on the hub.
+    args = engine_parser.parse_args(["--model", str(tmp_path), "--scheduler", "hybrid", "--hybrid-config", SLO])
     assert not hasattr(args, "middleware")
     engine_args = AsyncEngineArgs.from_cli_args(args)
     assert engine_args.scheduler_cls == "vllm_hybrid.Scheduler"
