@@ -135,7 +135,8 @@ class SloConfig(_Section):
 
 class OfflineLane(_Section):
     preempt_interval_s: _Positive = 5.0
-    """An offline request is preempted at most once in this many seconds."""
+    """An offline request loses its memory to online arrivals at most once in this many seconds. (vLLM itself may
+    still take it earlier when a running request finds no block and nobody else is left to lose.)"""
 
 
 class LanesConfig(_Section):
