@@ -174,7 +174,8 @@ def test_registering_never_raises(monkeypatch: pytest.MonkeyPatch, caplog: pytes
     with caplog.at_level(logging.ERROR, "vllm.hybrid.plugin"):
         monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
         plugin.register.__wrapped__()
-    assert len(caplog.records) == 2
+    # By identity: with another test's handler still on vLLM's logger a record is captured twice.
+    assert len({id(record) for record in caplog.records}) == 2
 
 
 def test_nothing_of_the_installed_vllm_is_missing() -> None:
