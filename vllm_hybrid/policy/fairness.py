@@ -1,4 +1,4 @@
-"""Virtual token counters (VTC, arXiv 2401.00588, section 4): who is served next.
+"""Virtual token counters (VTC, arXiv 2401.00588): who is served next.
 
 Every client of a lane has a counter of the service it received, divided by its weight; the waiting client with the
 smallest counter is admitted next. A client that comes back from idleness is lifted to the smallest counter among those

@@ -1,4 +1,4 @@
-"""Batch-latency predictor: the seconds a step takes, from what it computes (HyGen, arXiv 2501.14808, section 4.1).
+"""Batch-latency predictor: the seconds a step takes, from what it computes (after HyGen, arXiv 2501.14808).
 
 A linear model over five figures of a step, fitted while the engine runs: relative errors are minimised, old steps
 fade, coefficients are never negative, so more work is never predicted to take less time and the inverse (seconds ->
