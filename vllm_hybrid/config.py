@@ -160,6 +160,9 @@ ClientId = Annotated[str, BeforeValidator(lambda client: validate_client_id(clie
 
 
 class HybridConfig(_Section):
+    preset: Literal["hybrid"] = "hybrid"
+    """The scheduling policy by name: `hybrid`, or a published one to compare with (docs/presets.md)."""
+
     strict: StrictBool = False
     """Raise when the policy fails, instead of serving that step as stock vLLM would. For tests."""
 

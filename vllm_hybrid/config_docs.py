@@ -84,6 +84,8 @@ def _section_of(field: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]
 def _allowed(field: dict[str, Any]) -> str:
     if "anyOf" in field:
         return " or ".join(map(_allowed, field["anyOf"]))
+    if "const" in field:
+        return f"`{field['const']}`"
     if "enum" in field:
         return ", ".join(f"`{value}`" for value in field["enum"])
     if "exclusiveMinimum" in field:

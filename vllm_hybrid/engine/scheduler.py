@@ -25,10 +25,10 @@ from vllm_hybrid.engine.steering import Steering
 from vllm_hybrid.engine.step_timer import StepTimer
 from vllm_hybrid.engine.tally import StepMode, Tally
 from vllm_hybrid.engine.view import Viewer
-from vllm_hybrid.policy.compose import HybridPlanner
-from vllm_hybrid.policy.fairness import VirtualCounters
 from vllm_hybrid.policy.latency import StepTimePredictor, StepWork
 from vllm_hybrid.policy.plan import StepPlan, StepResult, check_obedience, check_plan
+from vllm_hybrid.policy.planner import Planner
+from vllm_hybrid.policy.presets import PRESETS
 from vllm_hybrid.policy.request import ClientKey, Lane
 from vllm_hybrid.policy.waiting import WaitingRequests
 from vllm_hybrid.settings import settings_of
@@ -41,17 +41,17 @@ _MANY_CLIENTS = 1024  # counters kept before those of idle clients are looked th
 class HybridMixin(Steering):
     """Decides for the scheduler class that follows it in the MRO."""
 
-    planner: HybridPlanner | None = None
+    planner: Planner | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.hybrid_config = settings_of(self.vllm_config)
-        fairness = self.hybrid_config.fairness
-        weights = {name: client.weight for name, client in self.hybrid_config.clients.items()}
-        self.counters = VirtualCounters(fairness.input_weight, fairness.output_weight, weights)
+        preset = PRESETS[self.hybrid_config.preset]
+        self.counters = preset.counters(self.hybrid_config)
         self.predictor = StepTimePredictor()
         self.waiting_requests = WaitingRequests(self.counters, self.policy == SchedulingPolicy.PRIORITY)
-        viewer = Viewer(self, lambda: self.clock(), timed=self.hybrid_config.slo.has_online_target)
+        timed = self.hybrid_config.slo.has_online_target
+        viewer = Viewer(self, lambda: self.clock(), preset.key, timed)
         self._install(self.waiting_requests, viewer, Tally())
         self.ledger = Ledger(self.counters, self.viewer.view_of)
         self.timer = StepTimer(self.predictor)
@@ -62,7 +62,7 @@ class HybridMixin(Steering):
         self._offline_runs = False
         self._forget_at = _MANY_CLIENTS
         self._error_logged = False
-        self.planner = HybridPlanner(self.hybrid_config, self.counters, self.predictor)
+        self.planner = preset.planner(self.hybrid_config, self.counters, self.predictor)
 
     # -- one step --------------------------------------------------------------------------------------------------
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
@@ -85,6 +85,8 @@ class HybridMixin(Steering):
         """Whether there is nothing to decide: one client, no target; or vLLM admits nobody (sleep, weight update)."""
         if self._pause_state != PauseState.UNPAUSED:
             return True
+        if self.planner is not None and self.planner.always:
+            return False
         return len(self._live) <= 1 and not self.hybrid_config.slo.has_online_target
 
     def _schedule_stock(self, throttle_prefills: bool) -> SchedulerOutput:

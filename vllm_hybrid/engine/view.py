@@ -14,15 +14,22 @@ from vllm.v1.request import Request, RequestStatus
 
 from vllm_hybrid.config import DEFAULT_CLIENT, LANES, request_identity
 from vllm_hybrid.policy.plan import StepView
-from vllm_hybrid.policy.request import Lane, RequestView
+from vllm_hybrid.policy.request import ClientKey, Lane, RequestView
 from vllm_hybrid.policy.waiting import WaitingRequests
 
 
 class Viewer:
-    """Reads one scheduler. timed: deadlines are kept, so the progress of every output matters."""
+    """Reads one scheduler.
 
-    def __init__(self, scheduler: Scheduler, clock: Callable[[], float], timed: bool) -> None:
+    key: the client and lane of a request as the policy tells them apart. timed: deadlines are kept, so the progress
+    of every output matters.
+    """
+
+    def __init__(
+        self, scheduler: Scheduler, clock: Callable[[], float], key: Callable[[Lane, str], ClientKey], timed: bool
+    ) -> None:
         self._s = scheduler
+        self._key = key
         self._timed = timed
         self.clock = clock
         self.bad_identities = 0
@@ -45,7 +52,7 @@ class Viewer:
             lane, client = LANES[Lane.OFFLINE], DEFAULT_CLIENT
         return RequestView(
             request_id=request.request_id,
-            key=(Lane(LANES.index(lane)), client),
+            key=self._key(Lane(LANES.index(lane)), client),
             arrival_s=self.clock(),
             order_s=request.arrival_time,
             priority=request.priority,

@@ -32,6 +32,8 @@ _MAX_HEADS = 8  # waiting online requests for which room is made in one step
 class HybridPlanner:
     """Plans steps; keeps no state of its own but the deadline of the last plan."""
 
+    always = False
+
     def __init__(self, config: HybridConfig, counters: VirtualCounters, predictor: StepTimePredictor) -> None:
         self._slo = config.slo
         self._interval_s = config.lanes.offline.preempt_interval_s
