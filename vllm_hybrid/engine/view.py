@@ -93,6 +93,7 @@ class Viewer:
             free_slots=self.free_slots(),
             free_blocks=pool.get_num_free_blocks() - s.kv_cache_manager.watermark_blocks,
             total_blocks=pool.num_gpu_blocks,
+            block_tokens=s.block_size,
             max_tokens=s.max_num_scheduled_tokens,
             max_chunk_tokens=self._max_chunk_tokens(),
             decode_tokens=decode_tokens,

@@ -38,6 +38,7 @@ class StepView:
     free_slots: int
     free_blocks: int
     total_blocks: int
+    block_tokens: int  # tokens of one block
     max_tokens: int  # most tokens a step may hold
     max_chunk_tokens: int  # most prefill tokens of one request in a step
     decode_tokens: int  # tokens one decode takes: 1 + speculative drafts

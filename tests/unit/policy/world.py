@@ -143,6 +143,7 @@ def step_view(
         "free_slots": slots - len(running),
         "free_blocks": pool.free - pool.watermark,
         "total_blocks": pool.total,
+        "block_tokens": BLOCK_TOKENS,
         "max_tokens": 512,
         "max_chunk_tokens": fields.get("max_tokens", 512),
         "decode_tokens": 1,
