@@ -43,7 +43,6 @@ MODEL = {
     "ffn_dim": 128,
     "num_hidden_layers": 1,
     "num_attention_heads": 2,
-    "max_position_embeddings": MAX_MODEL_LEN,
 }
 
 
@@ -62,6 +61,8 @@ class World:
     long_prefill_tokens: int = 0
     v2_runner: bool = False
     hybrid: tuple[tuple[str, Any], ...] = (("strict", True),)  # settings of our classes; stock ignores them
+    max_model_len: int = MAX_MODEL_LEN
+    block_size: int = BLOCK_SIZE
 
 
 @dataclass(frozen=True)
@@ -79,28 +80,30 @@ STOCK = Classes(Scheduler, AsyncScheduler)
 
 
 @functools.cache
-def _config_folder() -> tempfile.TemporaryDirectory:
+def _config_folder(max_model_len: int) -> tempfile.TemporaryDirectory:
     folder = tempfile.TemporaryDirectory(prefix="scheduler-without-model-")
-    Path(folder.name, "config.json").write_text(json.dumps(MODEL))
+    model = MODEL | {"max_position_embeddings": max_model_len}
+    Path(folder.name, "config.json").write_text(json.dumps(model))
     return folder
 
 
 @functools.cache
-def _block_hasher() -> Callable[[Request], list[Any]]:
+def block_hasher(block_size: int = BLOCK_SIZE) -> Callable[[Request], list[Any]]:
+    """What gives a request its block hashes; needed where prefix caching is on."""
     hash_function = get_hash_fn_by_name("sha256")
     init_none_hash(hash_function)
-    return get_request_block_hasher(BLOCK_SIZE, hash_function)
+    return get_request_block_hasher(block_size, hash_function)
 
 
 def engine_config(world: World) -> VllmConfig:
     """vLLM's configuration of `world`."""
     drafting = {"method": "ngram", "num_speculative_tokens": world.drafts, "prompt_lookup_max": 3}
     config = EngineArgs(
-        model=_config_folder().name,
+        model=_config_folder(world.max_model_len).name,
         skip_tokenizer_init=True,
         enforce_eager=True,
-        max_model_len=MAX_MODEL_LEN,
-        block_size=BLOCK_SIZE,
+        max_model_len=world.max_model_len,
+        block_size=world.block_size,
         max_num_seqs=world.max_seqs,
         max_num_batched_tokens=world.step_tokens,
         scheduling_policy=world.policy,
@@ -119,7 +122,7 @@ def engine_config(world: World) -> VllmConfig:
 def build(classes: Classes, world: World, config: VllmConfig | None = None) -> Scheduler:
     """A scheduler, made as the engine core makes it. Pass `config` to make many of the same world."""
     config = config or engine_config(world)
-    attention = FullAttentionSpec(block_size=BLOCK_SIZE, num_kv_heads=1, head_size=1, dtype=torch.float16)
+    attention = FullAttentionSpec(block_size=world.block_size, num_kv_heads=1, head_size=1, dtype=torch.float16)
     scheduler = classes.of(world)(
         vllm_config=config,
         kv_cache_config=KVCacheConfig(
@@ -128,8 +131,8 @@ def build(classes: Classes, world: World, config: VllmConfig | None = None) -> S
             kv_cache_groups=[KVCacheGroupSpec(["layer"], attention)],
         ),
         structured_output_manager=StructuredOutputManager(config),
-        block_size=BLOCK_SIZE,
-        hash_block_size=BLOCK_SIZE,
+        block_size=world.block_size,
+        hash_block_size=world.block_size,
         log_stats=False,
     )
     scheduler.use_v2_model_runner = world.v2_runner
@@ -155,7 +158,7 @@ def make_request(
         None,
         arrival_time=arrival_s,
         priority=priority,
-        block_hasher=_block_hasher(),
+        block_hasher=block_hasher(),
     )
 
 

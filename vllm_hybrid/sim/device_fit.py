@@ -1,0 +1,70 @@
+"""A device fitted to the steps of a live engine.
+
+Relative errors are minimised with coefficients that are never negative, so that more work never takes less time: the
+same model as `policy.latency`, solved once over all samples instead of step by step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from vllm_hybrid.policy.latency import StepWork
+from vllm_hybrid.sim.device_models import StepLinearDevice
+
+_FEATURES = 5
+_LEAST_SAMPLES = 20
+_SWEEPS = 10_000
+_SETTLED = 1e-12  # relative change of the solution in one sweep
+
+
+def fit_step_linear(
+    samples: Iterable[tuple[StepWork, float]],
+    name: str = "fitted",
+    kv_tokens: int = 100_000,
+    request_overhead_s: float = 0.0,
+    source: str = "fitted to the steps of a live engine",
+) -> StepLinearDevice:
+    """The device whose steps cost what `samples`, pairs of work and seconds, took."""
+    rows = [(work.features(), seconds) for work, seconds in samples if seconds > 0]
+    if len(rows) < _LEAST_SAMPLES:
+        raise ValueError(f"{len(rows)} steps are too few to fit a device; {_LEAST_SAMPLES} are needed")
+    constant, decode, prefill, context, pair = _least_squares(rows)
+    return StepLinearDevice(
+        schema=1,
+        kind="step_linear",
+        name=name,
+        kv_tokens=kv_tokens,
+        request_overhead_s=request_overhead_s,
+        source=source,
+        licence="the user's own measurement",
+        constant_s=constant,
+        decode_s=decode,
+        prefill_token_s=prefill,
+        decode_context_token_s=context,
+        pair_s=pair,
+    )
+
+
+def _least_squares(rows: list[tuple[tuple[float, ...], float]]) -> list[float]:
+    """Non-negative coefficients of the least relative error, by coordinate descent on scaled features."""
+    scale = [max(x[i] / seconds for x, seconds in rows) or 1.0 for i in range(_FEATURES)]
+    gram = [[0.0] * _FEATURES for _ in range(_FEATURES)]
+    moment = [0.0] * _FEATURES
+    for x, seconds in rows:
+        z = [x[i] / seconds / scale[i] for i in range(_FEATURES)]
+        for i, zi in enumerate(z):
+            moment[i] += zi
+            for j, zj in enumerate(z):
+                gram[i][j] += zi * zj
+    c = [0.0] * _FEATURES
+    for _ in range(_SWEEPS):
+        moved = 0.0
+        for i in range(_FEATURES):
+            if gram[i][i] <= 0.0:
+                continue
+            rest = sum(gram[i][j] * c[j] for j in range(_FEATURES)) - gram[i][i] * c[i]
+            value = max(0.0, (moment[i] - rest) / gram[i][i])
+            moved, c[i] = max(moved, abs(value - c[i])), value
+        if moved <= _SETTLED * max(c):
+            break
+    return [value / factor for value, factor in zip(c, scale, strict=True)]
