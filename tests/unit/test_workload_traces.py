@@ -109,3 +109,10 @@ def test_a_file_that_cannot_be_read_is_one_line_too(tmp_path):
     binary = tmp_path / "binary.csv"
     binary.write_bytes(b"\xff\xfe\x00")
     assert "is not CSV text" in error_of(binary)
+
+
+def test_what_no_server_has_room_for_is_refused(tmp_path):
+    path = write(tmp_path / "t.csv", CSV)
+    assert load_trace(path, most_tokens=505) == ROWS
+    problem = error_of(path, most_tokens=504)
+    assert "row 3, column 'prompt_tokens': 396 and 109 output tokens: at most 504 fit together" in problem

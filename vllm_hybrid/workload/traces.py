@@ -99,11 +99,18 @@ class _Row:
             raise self.fail("hash_ids", f"must be a list of integers, is {_shown(value)}") from None
 
 
-def load_trace(path: str | Path, *, columns: Mapping[str, str] | None = None, timed: bool = True) -> list[TraceRequest]:
+def load_trace(
+    path: str | Path,
+    *,
+    columns: Mapping[str, str] | None = None,
+    timed: bool = True,
+    most_tokens: int | None = None,
+) -> list[TraceRequest]:
     """Read the trace at `path` (.csv, .jsonl, each also with .gz).
 
     `columns` maps a field of `TraceRequest` to the file's own name for it.  `timed=False` reads a sample of
-    lengths, a file without arrivals; every request then arrives at 0.  Raises `TraceError`.
+    lengths, a file without arrivals; every request then arrives at 0.  A request of more than `most_tokens`, prompt
+    and output together, is refused: no server with that much room could answer it.  Raises `TraceError`.
     """
     path = Path(path)
     columns = dict(columns or {})
@@ -115,6 +122,8 @@ def load_trace(path: str | Path, *, columns: Mapping[str, str] | None = None, ti
     for row in _rows(path, columns):
         arrival_s = row.arrival_s(previous_s=requests[-1].arrival_s if requests else 0.0) if timed else 0.0
         prompt, output = row.tokens("prompt_tokens"), row.tokens("output_tokens")
+        if most_tokens is not None and prompt + output > most_tokens:
+            raise row.fail("prompt_tokens", f"{prompt} and {output} output tokens: at most {most_tokens} fit together")
         requests.append(TraceRequest(arrival_s, prompt, output, row.client(), row.hash_ids()))
     if not requests:
         raise TraceError(f"{path}: holds no requests")
