@@ -16,6 +16,8 @@ _LEAST_SAMPLES = 20
 _SWEEPS = 10_000
 _SETTLED = 1e-12  # relative change of the solution in one sweep
 
+Row = tuple[tuple[float, ...], float]  # features and seconds of a step
+
 
 def fit_step_linear(
     samples: Iterable[tuple[StepWork, float]],
@@ -25,27 +27,29 @@ def fit_step_linear(
     source: str = "fitted to the steps of a live engine",
 ) -> StepLinearDevice:
     """The device whose steps cost what `samples`, pairs of work and seconds, took."""
-    rows = [(work.features(), seconds) for work, seconds in samples if seconds > 0]
+    rows: list[Row] = [(work.features(), seconds) for work, seconds in samples if seconds > 0]
     if len(rows) < _LEAST_SAMPLES:
         raise ValueError(f"{len(rows)} steps are too few to fit a device; {_LEAST_SAMPLES} are needed")
     constant, decode, prefill, context, pair = _least_squares(rows)
-    return StepLinearDevice(
-        schema=1,
-        kind="step_linear",
-        name=name,
-        kv_tokens=kv_tokens,
-        request_overhead_s=request_overhead_s,
-        source=source,
-        licence="the user's own measurement",
-        constant_s=constant,
-        decode_s=decode,
-        prefill_token_s=prefill,
-        decode_context_token_s=context,
-        pair_s=pair,
+    return StepLinearDevice.model_validate(
+        {
+            "schema": 1,
+            "kind": "step_linear",
+            "name": name,
+            "kv_tokens": kv_tokens,
+            "request_overhead_s": request_overhead_s,
+            "source": source,
+            "licence": "the user's own measurement",
+            "constant_s": constant,
+            "decode_s": decode,
+            "prefill_token_s": prefill,
+            "decode_context_token_s": context,
+            "pair_s": pair,
+        }
     )
 
 
-def _least_squares(rows: list[tuple[tuple[float, ...], float]]) -> list[float]:
+def _least_squares(rows: list[Row]) -> list[float]:
     """Non-negative coefficients of the least relative error, by coordinate descent on scaled features."""
     scale = [max(x[i] / seconds for x, seconds in rows) or 1.0 for i in range(_FEATURES)]
     gram = [[0.0] * _FEATURES for _ in range(_FEATURES)]

@@ -23,6 +23,7 @@ from vllm.v1.request import Request
 
 from vllm_hybrid.engine.scheduler import HybridScheduler, HybridSyncScheduler
 from vllm_hybrid.engine.tally import StepMode
+from vllm_hybrid.policy.latency import StepTimePredictor
 from vllm_hybrid.sim.device_models import Chunk, Device
 from vllm_hybrid.sim.modelfree import STOCK, Classes, World, block_hasher, build
 from vllm_hybrid.sim.prompts import PromptTokens
@@ -32,7 +33,9 @@ OURS = Classes(HybridSyncScheduler, HybridScheduler)
 IDLE_TURN_S = 0.005
 STUCK_S = 3600.0  # without a step, and with no arrival to wait for
 PROGRESS_STEPS = 512
-_SAMPLED, _NOTHING = [7], []  # the output of every decode and of every unfinished prompt; shared, vLLM only reads them
+# The output of every decode and of every unfinished prompt; shared, because vLLM only reads them.
+_SAMPLED: list[int] = [7]
+_NOTHING: list[int] = []
 
 
 @dataclass(slots=True, eq=False)
@@ -119,10 +122,10 @@ class Simulation:
     def __init__(
         self, requests: Sequence[SimRequest], contender: Contender, device: Device, settings: EngineSettings, seed: int
     ) -> None:
+        self.now_s = 0.0
+        self.device = device
         self.scheduler: Any = _make_scheduler(contender, settings)
         self.scheduler.clock = lambda: self.now_s  # ours reads it; stock reads none
-        self.device = device
-        self.now_s = 0.0
         self.record = RunRecord(contender, device.name, settings, seed, [RequestRecord(r) for r in requests])
         self._coming = deque(sorted(self.record.requests, key=lambda r: r.request.arrival_s))
         self._prompts = PromptTokens(shared=not settings.prefix_caching)
@@ -130,7 +133,7 @@ class Simulation:
         self._live: dict[str, _Live] = {}
         self._reader = BatchReader(self._live)
         self._random = random.Random(seed)
-        self._predictor = getattr(self.scheduler, "predictor", None)
+        self._predictor: StepTimePredictor | None = getattr(self.scheduler, "predictor", None)
         self._depth = 2 if settings.async_mode else 1
         self._in_flight: deque[tuple[SchedulerOutput, ModelRunnerOutput, float]] = deque()
         self._device_free_s = 0.0
@@ -207,14 +210,19 @@ class Simulation:
         seconds = self.device.batch_seconds(batch.prefills, batch.decodes, batch.context_tokens, batch.longest_tokens)
         if self.device.noise_ratio:
             seconds *= max(0.0, self._random.gauss(1.0, self.device.noise_ratio))
-        log, predictor = self.record.steps, self._predictor
+        log = self.record.steps
         log.start_s.append(begin_s)
         log.seconds.append(seconds)
-        predicted = predictor is not None and predictor.ready
-        log.predicted_s.append(predictor.seconds(self.scheduler.ledger.work) if predicted else nan)
+        log.predicted_s.append(self._predicted_s())
         log.prefill_tokens.append(tokens - batch.decodes)
         log.decodes.append(batch.decodes)
         return seconds
+
+    def _predicted_s(self) -> float:
+        predictor = self._predictor
+        if predictor is None or not predictor.ready:
+            return nan
+        return predictor.seconds(self.scheduler.ledger.work)
 
     def _update(self) -> None:
         step, output, done_s = self._in_flight.popleft()
