@@ -13,7 +13,7 @@ from vllm_hybrid.config import HybridConfig
 _PAGE = """\
 # Configuration
 
-<!-- Written by `vllm-hybrid config-docs > docs/configuration.md`; edit the schema in vllm_hybrid/config.py. -->
+<!-- Written by `vllm-hybrid config-docs > docs/configuration.md`; edit the schema in vllm_hybrid/config/. -->
 
 One schema, four ways to give it:
 
@@ -89,5 +89,6 @@ def _allowed(field: dict[str, Any]) -> str:
     if "enum" in field:
         return ", ".join(f"`{value}`" for value in field["enum"])
     if "exclusiveMinimum" in field:
-        return f"number > {field['exclusiveMinimum']:g}"
+        kind = "integer" if field["type"] == "integer" else "number"
+        return f"{kind} > {field['exclusiveMinimum']:g}"
     return {"boolean": "`true`, `false`", "null": "none"}[field["type"]]

@@ -2,7 +2,7 @@
 
 `preset` in the settings selects one on a server and in the simulator alike. A published policy that knows no lanes
 sees every request as online; one that knows no clients sees one client: the identity a request carries is folded
-accordingly before any policy sees it.
+accordingly before any policy sees it. Names, options and the settings each one reads: `config/presets.py`.
 """
 
 from __future__ import annotations
@@ -15,31 +15,58 @@ from vllm_hybrid.policy.compose import HybridPlanner
 from vllm_hybrid.policy.fairness import VirtualCounters
 from vllm_hybrid.policy.latency import StepTimePredictor
 from vllm_hybrid.policy.planner import Planner
+from vllm_hybrid.policy.published.sarathi import FcfsPlanner, SarathiPlanner
+from vllm_hybrid.policy.published.vtc import UnliftedCounters, VtcPlanner
 from vllm_hybrid.policy.request import ClientKey, Lane
-
-
-def _virtual_counters(config: HybridConfig) -> VirtualCounters:
-    weights = {name: client.weight for name, client in config.clients.items()}
-    return VirtualCounters(config.fairness.input_weight, config.fairness.output_weight, weights)
 
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """A policy by name. source: where it was published."""
+    """A policy by name. source: where it was published. counter_class: what it counts service with."""
 
     summary: str
     source: str
     planner: Callable[[HybridConfig, VirtualCounters, StepTimePredictor], Planner]
-    counters: Callable[[HybridConfig], VirtualCounters] = _virtual_counters
-    lanes: bool = True
-    clients: bool = True
+    counter_class: type[VirtualCounters] = VirtualCounters
+    lanes: bool = False
+    clients: bool = False
     simulator_only: bool = False  # an emulation for comparisons, refused on a server
 
     def key(self, lane: Lane, client: str) -> ClientKey:
         """The client and lane of a request, as far as this policy tells them apart."""
         return (lane if self.lanes else Lane.ONLINE), (client if self.clients else DEFAULT_CLIENT)
 
+    def counters(self, config: HybridConfig) -> VirtualCounters:
+        """Fresh counters with the prices and weights of the settings."""
+        weights = {name: client.weight for name, client in config.clients.items()}
+        return self.counter_class(config.fairness.input_weight, config.fairness.output_weight, weights)
+
 
 PRESETS: dict[str, Preset] = {
-    "hybrid": Preset("fair between clients, online before offline, within the targets", "this project", HybridPlanner),
+    "hybrid": Preset(
+        "fair between clients, online before offline, within the targets",
+        "this project",
+        HybridPlanner,
+        lanes=True,
+        clients=True,
+    ),
+    "fcfs": Preset("in order of arrival, as stock vLLM", "vLLM 0.32", FcfsPlanner),
+    "sarathi": Preset(
+        "in order of arrival, a fixed number of tokens per step, decodes first",
+        "Sarathi-Serve, OSDI'24, arXiv 2403.02310",
+        SarathiPlanner,
+    ),
+    "vtc": Preset(
+        "the client that was served least is admitted next",
+        "VTC, OSDI'24, arXiv 2401.00588",
+        VtcPlanner,
+        clients=True,
+    ),
+    "lcf": Preset(
+        "as vtc, but idleness earns credit",
+        "ablation of VTC, arXiv 2401.00588",
+        VtcPlanner,
+        UnliftedCounters,
+        clients=True,
+    ),
 }

@@ -19,15 +19,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    StrictBool,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, StrictBool, ValidationError, model_validator
+
+from vllm_hybrid.config.presets import PresetName, PresetOptions, without_effect
+from vllm_hybrid.config.section import Positive, Section, changed
 
 LANES = ("online", "offline")
 DEFAULT_LANE = "online"
@@ -74,25 +69,11 @@ def request_identity(extra_args: Mapping[str, Any] | None) -> tuple[str, str]:
     return lane, validate_client_id(extra_args.get("client", DEFAULT_CLIENT), "vllm_xargs.client")
 
 
-def _no_bool(value: object) -> object:
-    """pydantic reads true as 1.0; in a YAML file `ttft_s: yes` is a mistake, not one second."""
-    if isinstance(value, bool):
-        raise ValueError("must be a number")
-    return value
-
-
-_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_no_bool)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class LaneSlo(_Section):
-    ttft_s: _Positive | None = None
+class LaneSlo(Section):
+    ttft_s: Positive | None = None
     """Seconds from a request's arrival in which its first token is due. None: no target."""
 
-    tbt_s: _Positive | None = None
+    tbt_s: Positive | None = None
     """Seconds between two tokens of a request. None: no target."""
 
     gap: Literal["deadline", "strict"] = "deadline"
@@ -107,10 +88,10 @@ class LaneSlo(_Section):
         return self
 
 
-class SloConfig(_Section):
+class SloConfig(Section):
     online: LaneSlo = LaneSlo()
 
-    idle_step_s: _Positive | None = None
+    idle_step_s: Positive | None = None
     """Longest step, in seconds, while no online request is in the system: the next arrival waits for that
     step. None: a tenth of slo.online.ttft_s. Needs slo.online.ttft_s or slo.online.tbt_s."""
 
@@ -133,35 +114,44 @@ class SloConfig(_Section):
         return self
 
 
-class OfflineLane(_Section):
-    preempt_interval_s: _Positive = 5.0
+class OfflineLane(Section):
+    preempt_interval_s: Positive = 5.0
     """An offline request loses its memory to online arrivals at most once in this many seconds. (vLLM itself may
     still take it earlier when a running request finds no block and nobody else is left to lose.)"""
 
 
-class LanesConfig(_Section):
+class LanesConfig(Section):
     offline: OfflineLane = OfflineLane()
 
 
-class FairnessConfig(_Section):
-    input_weight: _Positive = 1.0
+class FairnessConfig(Section):
+    input_weight: Positive = 1.0
     """Service charged to a client per prompt token that was computed (w_p of the VTC paper)."""
 
-    output_weight: _Positive = 2.0
+    output_weight: Positive = 2.0
     """Service charged to a client per generated token (w_q of the VTC paper)."""
 
 
-class ClientConfig(_Section):
-    weight: _Positive = 1.0
+class ClientConfig(Section):
+    weight: Positive = 1.0
     """Share of the service, relative to the other clients of the lane: weight 2 gets twice as much as 1."""
+
+
+class MemoryConfig(Section):
+    gate: Literal["none", "max_tokens"] = "none"
+    """What an admission must leave of the KV pool. none: room for the prompt, as in vLLM; what runs may later have to
+    be preempted. max_tokens: room for everything that runs up to its max_tokens, at every moment until the last of it
+    ends, so that nothing is ever preempted (the engine of the VTC paper). Give requests a tight max_tokens then."""
 
 
 ClientId = Annotated[str, BeforeValidator(lambda client: validate_client_id(client, "client id"))]
 
 
-class HybridConfig(_Section):
-    preset: Literal["hybrid"] = "hybrid"
+class HybridConfig(Section):
+    preset: PresetName = "hybrid"
     """The scheduling policy by name: `hybrid`, or a published one to compare with (docs/presets.md)."""
+
+    presets: PresetOptions = PresetOptions()
 
     strict: StrictBool = False
     """Raise when the policy fails, instead of serving that step as stock vLLM would. For tests."""
@@ -169,9 +159,17 @@ class HybridConfig(_Section):
     slo: SloConfig = SloConfig()
     lanes: LanesConfig = LanesConfig()
     fairness: FairnessConfig = FairnessConfig()
+    memory: MemoryConfig = MemoryConfig()
 
     clients: dict[ClientId, ClientConfig] = {}
     """Settings by client id. A client that is not named here has the defaults."""
+
+    @model_validator(mode="after")
+    def _the_policy_reads_what_is_given(self) -> HybridConfig:
+        key = without_effect(self.preset, changed(self), changed(self.presets))
+        if key is not None:
+            raise ValueError(f"{key}: has no effect with preset = {self.preset!r}: leave it out, or name its preset")
+        return self
 
 
 def load_config(source: Mapping[str, Any] | HybridConfig | str | Path | None) -> HybridConfig:
