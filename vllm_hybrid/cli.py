@@ -1,7 +1,8 @@
 """The command ``vllm-hybrid``.
 
 ``check`` tells an operator before a server starts whether this machine's vLLM can be steered and what a
-configuration means.  ``config-docs`` prints the reference of all settings.
+configuration means.  ``config-docs`` prints the reference of all settings.  ``simulate`` and ``report`` run
+the schedulers on a simulated device (``sim/cli.py``).
 """
 
 from __future__ import annotations
@@ -18,28 +19,34 @@ import yaml
 from vllm_hybrid import __version__, compat
 from vllm_hybrid.config import ConfigError, load_config
 from vllm_hybrid.config_docs import configuration_page
+from vllm_hybrid.sim.cli import add_commands
 
 _OLDEST_PYTHON, _FIRST_UNSUPPORTED_PYTHON = (3, 11), (3, 13)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a sub-command; the exit status is 1 where it found a problem."""
+    """Run a sub-command; the exit status is 1 where it found a problem, 2 where it was asked for nonsense."""
     parser = argparse.ArgumentParser(prog="vllm-hybrid", description=__doc__)
     parser.add_argument("--version", action="version", version=f"vllm-hybrid {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     check = commands.add_parser("check", help="whether the installed vLLM can be steered; what a config means")
     check.add_argument("--config", metavar="JSON|FILE", help="settings to resolve, as for --hybrid-config")
-    commands.add_parser("config-docs", help="print docs/configuration.md")
+    check.set_defaults(run=_check)
+    config_docs = commands.add_parser("config-docs", help="print docs/configuration.md")
+    config_docs.set_defaults(run=_config_docs)
+    add_commands(commands)
     given = parser.parse_args(arguments)
-    if given.command == "config-docs":
-        print(configuration_page(), end="")
-        return 0
-    return _check(given.config)
+    return given.run(given)
 
 
-def _check(config: str | None) -> int:
+def _config_docs(given: argparse.Namespace) -> int:
+    print(configuration_page(), end="")
+    return 0
+
+
+def _check(given: argparse.Namespace) -> int:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    problems = [*_python(), *_vllm(), *_plugin(), *_config(config)]
+    problems = [*_python(), *_vllm(), *_plugin(), *_config(given.config)]
     for problem in problems:
         print(f"problem: {problem}", file=sys.stderr)
     print(f"{len(problems)} problems" if problems else "no problems")

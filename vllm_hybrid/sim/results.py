@@ -84,7 +84,7 @@ def write(folder: Path, outcome: Outcome) -> Path:
 
 
 def text_of(record: Mapping[str, Any]) -> str:
-    """JSON with a line per key and lists of numbers kept on one line each."""
+    """JSON with a line per key; a list of numbers stays on one line, and so does each object in a list."""
     return "\n".join(_lines(record, 0)) + "\n"
 
 
@@ -95,6 +95,9 @@ def _lines(value: Mapping[str, Any], depth: int) -> list[str]:
         if isinstance(item, Mapping) and item:
             inner = _lines(item, depth + 1)
             body += [f"{pad}{json.dumps(str(key))}: {inner[0]}", *inner[1:-1], f"{inner[-1]},"]
+        elif isinstance(item, list) and item and isinstance(item[0], Mapping):
+            each = [f"{pad} {json.dumps(element, allow_nan=False)}," for element in item]
+            body += [f"{pad}{json.dumps(str(key))}: [", *each[:-1], each[-1].removesuffix(","), f"{pad}],"]
         else:
             body.append(f"{pad}{json.dumps(str(key))}: {json.dumps(item, allow_nan=False)},")
     body[-1:] = [line.removesuffix(",") for line in body[-1:]]

@@ -89,7 +89,7 @@ def timing_of(run: RunRecord) -> dict[str, Any]:
 
 
 def sweep(
-    jobs: Sequence[Job], workers: int | None = None, on_outcome: Callable[[Outcome], None] | None = None
+    jobs: Sequence[Job], workers: int | None = None, on_outcome: Callable[[Outcome], object] | None = None
 ) -> list[Outcome]:
     """Run all jobs and return their outcomes in the jobs' order; a progress bar shows steps per second.
 
