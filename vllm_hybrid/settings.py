@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vllm_hybrid.config import HybridConfig, load_config
+from vllm_hybrid.config import ConfigError, HybridConfig, load_config
+from vllm_hybrid.config.presets import SIMULATOR_ONLY
 
 SCHEDULER_CLS = "vllm_hybrid.Scheduler"
 SETTINGS_KEY = "hybrid"
@@ -60,7 +61,9 @@ def wrap(additional_config: Any) -> dict[str, Any]:
     others = dict(additional_config or {})
     given = others.get(SETTINGS_KEY)
     if not isinstance(given, HybridSettings):
-        others[SETTINGS_KEY] = HybridSettings(load_config(given))
+        given = others[SETTINGS_KEY] = HybridSettings(load_config(given))
+    if given.config.preset in SIMULATOR_ONLY:
+        raise ConfigError(f"preset = {given.config.preset!r}: is for the simulator only: take another one on a server")
     return others
 
 

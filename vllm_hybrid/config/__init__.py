@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, StrictBool, ValidationError, model_validator
 
-from vllm_hybrid.config.presets import PresetName, PresetOptions, without_effect
+from vllm_hybrid.config.presets import NEED_TARGETS, PresetName, PresetOptions, without_effect
 from vllm_hybrid.config.section import Positive, Section, changed
 
 LANES = ("online", "offline")
@@ -163,6 +163,16 @@ class HybridConfig(Section):
 
     clients: dict[ClientId, ClientConfig] = {}
     """Settings by client id. A client that is not named here has the defaults."""
+
+    @model_validator(mode="after")
+    def _the_policy_has_its_targets(self) -> HybridConfig:
+        online = self.slo.online
+        if self.preset in NEED_TARGETS and (online.ttft_s is None or online.tbt_s is None):
+            raise ValueError(
+                f"slo.online = {online.model_dump(exclude_defaults=True)}: must have ttft_s and tbt_s "
+                f"with preset = {self.preset!r}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _the_policy_reads_what_is_given(self) -> HybridConfig:

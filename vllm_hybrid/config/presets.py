@@ -11,7 +11,7 @@ from typing import Literal
 
 from vllm_hybrid.config.section import Count, Positive, Section
 
-PresetName = Literal["hybrid", "fcfs", "sarathi", "vtc", "lcf"]
+PresetName = Literal["hybrid", "fcfs", "sarathi", "vtc", "lcf", "hygen", "apt", "qoserve", "orca", "prefill_first"]
 
 # The sections at the top of the settings that a policy reads beside its own options. `fairness` and `clients` are the
 # prices and weights of whoever counts service, `slo` the targets of whoever looks at time.
@@ -25,7 +25,15 @@ READS: dict[str, frozenset[str]] = {
     "lcf": frozenset({"fairness", "clients", "memory"}),
     "drr": frozenset({"fairness", "clients", "memory"}),
     "rpm": frozenset({"memory"}),
+    "hygen": frozenset({"memory"}),
+    "apt": frozenset({"memory", "slo"}),
+    "qoserve": frozenset({"memory", "slo"}),
+    "orca": frozenset(),
+    "prefill_first": frozenset({"memory"}),
 }
+
+NEED_TARGETS = frozenset({"apt", "qoserve"})  # they decide nothing without slo.online.ttft_s and tbt_s
+SIMULATOR_ONLY = frozenset({"orca", "prefill_first"})  # emulations for comparisons, refused on a server
 
 
 class FixedBudget(Section):
@@ -58,6 +66,44 @@ class RpmOptions(Section):
     """Requests of one client accepted within 60 seconds; more are refused."""
 
 
+class HygenOptions(FixedBudget):
+    """Options of HyGen."""
+
+    step_budget_s: Positive | None = None
+    """Predicted seconds a step may take for offline work to be added: the largest budget with which the online
+    requests meet their targets, found by profiling. None: no limit."""
+
+    coefficients: tuple[float, float, float, float, float, float] | None = None
+    """The predictor's seconds per unit of: 1, prefill tokens, context tokens of decodes, squared prefill tokens,
+    prefills, decodes; from a profile of the device. None: learned while the engine runs."""
+
+
+class QoserveOptions(Section):
+    """Options of QoServe."""
+
+    prompt_token_price_s: Positive = 0.008
+    """Seconds by which a prompt token that is left to compute puts a request back in the line (the paper's alpha)."""
+
+    ttlt_s: Positive = 600.0
+    """Seconds from the arrival of an offline request in which its last token is due."""
+
+    offline_tbt_s: Positive = 0.4
+    """Seconds between two tokens of an offline request."""
+
+    expected_output_tokens: Count = 150
+    """Output tokens expected of an offline request: so many gaps are left between its prompt's deadline and ttlt_s."""
+
+
+class OrcaOptions(Section):
+    """Options of Orca."""
+
+    batch_requests: Count = 16
+    """Most requests at a time."""
+
+    reserve_tokens: Count = 2048
+    """Memory reserved for each request: the longest sequence the engine is set up for."""
+
+
 class PresetOptions(Section):
     """The options of each policy, by its name."""
 
@@ -66,6 +112,9 @@ class PresetOptions(Section):
     hygen_star: HygenStarOptions = HygenStarOptions()
     drr: DrrOptions = DrrOptions()
     rpm: RpmOptions = RpmOptions()
+    hygen: HygenOptions = HygenOptions()
+    qoserve: QoserveOptions = QoserveOptions()
+    orca: OrcaOptions = OrcaOptions()
 
 
 def without_effect(preset: str, sections: set[str], options: set[str]) -> str | None:

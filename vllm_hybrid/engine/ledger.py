@@ -59,6 +59,7 @@ class Ledger:
                 bill = (0, tokens)
                 decoding[view.key] += 1
             else:
+                work.prefills += 1
                 work.prefill_tokens += tokens
                 work.pairs += tokens * (done + tokens / 2)
                 bill = self._prefill_bill(view, done, tokens, sampled=tokens == missing)

@@ -25,7 +25,7 @@ from vllm_hybrid.engine.steering import Steering
 from vllm_hybrid.engine.step_timer import StepTimer
 from vllm_hybrid.engine.tally import StepMode, Tally
 from vllm_hybrid.engine.view import Viewer
-from vllm_hybrid.policy.latency import StepTimePredictor, StepWork
+from vllm_hybrid.policy.latency import StepWork
 from vllm_hybrid.policy.plan import StepPlan, StepResult, check_obedience, check_plan
 from vllm_hybrid.policy.planner import Planner
 from vllm_hybrid.policy.presets import PRESETS
@@ -48,7 +48,7 @@ class HybridMixin(Steering):
         self.hybrid_config = settings_of(self.vllm_config)
         preset = PRESETS[self.hybrid_config.preset]
         self.counters = preset.counters(self.hybrid_config)
-        self.predictor = StepTimePredictor()
+        self.predictor = preset.predictor(self.hybrid_config)
         self.waiting_requests = WaitingRequests(self.counters, self.policy == SchedulingPolicy.PRIORITY)
         timed = self.hybrid_config.slo.has_online_target
         viewer = Viewer(self, lambda: self.clock(), preset.key, timed)

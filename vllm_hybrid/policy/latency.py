@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-_FEATURES = 5
 _WINDOW_STEPS = 8  # steps summed before one fit
 _FADE = 0.99  # weight of the past per window: half of it is gone after 69 windows
 _RIDGE = 1e-4  # pull towards the present coefficients, so that what is not exercised is not forgotten
@@ -33,6 +32,7 @@ class StepWork:
     prefill_tokens: int = 0
     context_tokens: float = 0.0
     pairs: float = 0.0
+    prefills: int = 0  # requests with a chunk
 
     def features(self) -> tuple[float, float, float, float, float]:
         """The model's inputs, the constant first."""
@@ -42,14 +42,14 @@ class StepWork:
 class StepTimePredictor:
     """Predicts step seconds; learns from `observe`. Not usable for budgets before `ready`."""
 
-    def __init__(self) -> None:
-        self.coefficients = [0.0] * _FEATURES  # seconds per unit of each feature
+    def __init__(self, features: int = 5) -> None:
+        self.coefficients = [0.0] * features  # seconds per unit of each feature
         self.windows = 0
         self.error_ratio: float | None = None  # running mean of |predicted - real| / real
         self.margin = 0.25  # 0.9-quantile of real / predicted - 1, learned step by step
-        self._gram = [[0.0] * _FEATURES for _ in range(_FEATURES)]
-        self._moment = [0.0] * _FEATURES
-        self._sum = [0.0] * _FEATURES
+        self._gram = [[0.0] * features for _ in range(features)]
+        self._moment = [0.0] * features
+        self._sum = [0.0] * features
         self._seconds = 0.0
         self._steps = 0
 
@@ -57,6 +57,10 @@ class StepTimePredictor:
     def ready(self) -> bool:
         """Whether enough steps were seen to budget by."""
         return self.windows >= _READY_WINDOWS
+
+    def inputs(self, work: StepWork) -> tuple[float, ...]:
+        """The features of the model."""
+        return work.features()
 
     def seconds(self, work: StepWork) -> float:
         """Predicted seconds of a step."""
@@ -91,7 +95,7 @@ class StepTimePredictor:
             return
         if self.ready:
             self._judge(self.seconds(work), seconds)
-        for i, x in enumerate(work.features()):
+        for i, x in enumerate(self.inputs(work)):
             self._sum[i] += x
         self._seconds += seconds
         self._steps += 1
@@ -100,7 +104,7 @@ class StepTimePredictor:
 
     def _close_window(self) -> None:
         x, y = self._sum, self._seconds
-        self._sum, self._seconds, self._steps = [0.0] * _FEATURES, 0.0, 0
+        self._sum, self._seconds, self._steps = [0.0] * len(x), 0.0, 0
         for i, xi in enumerate(x):
             row = self._gram[i]
             for j, xj in enumerate(x):
@@ -121,10 +125,10 @@ class StepTimePredictor:
         c, gram, moment = self.coefficients, self._gram, self._moment
         anchor = list(c)
         for _ in range(_SWEEPS):
-            for i in range(_FEATURES):
+            for i in range(len(c)):
                 diagonal = gram[i][i]
                 if diagonal <= 0.0:
                     continue
-                rest = sum(gram[i][j] * c[j] for j in range(_FEATURES)) - diagonal * c[i]
+                rest = sum(gram[i][j] * c[j] for j in range(len(c))) - diagonal * c[i]
                 pull = _RIDGE * diagonal
                 c[i] = max(0.0, (moment[i] - rest + pull * anchor[i]) / (diagonal + pull))

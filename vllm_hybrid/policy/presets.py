@@ -15,6 +15,12 @@ from vllm_hybrid.policy.compose import HybridPlanner
 from vllm_hybrid.policy.fairness import VirtualCounters
 from vllm_hybrid.policy.latency import StepTimePredictor
 from vllm_hybrid.policy.planner import Planner
+from vllm_hybrid.policy.published.apt import AptPlanner
+from vllm_hybrid.policy.published.hygen import HygenPlanner
+from vllm_hybrid.policy.published.hygen_predictor import HygenPredictor
+from vllm_hybrid.policy.published.orca import OrcaPlanner
+from vllm_hybrid.policy.published.prefill_first import PrefillFirstPlanner
+from vllm_hybrid.policy.published.qoserve import QoservePlanner
 from vllm_hybrid.policy.published.sarathi import FcfsPlanner, SarathiPlanner
 from vllm_hybrid.policy.published.vtc import UnliftedCounters, VtcPlanner
 from vllm_hybrid.policy.request import ClientKey, Lane
@@ -28,6 +34,7 @@ class Preset:
     source: str
     planner: Callable[[HybridConfig, VirtualCounters, StepTimePredictor], Planner]
     counter_class: type[VirtualCounters] = VirtualCounters
+    predictor: Callable[[HybridConfig], StepTimePredictor] = lambda config: StepTimePredictor()
     lanes: bool = False
     clients: bool = False
     simulator_only: bool = False  # an emulation for comparisons, refused on a server
@@ -68,5 +75,35 @@ PRESETS: dict[str, Preset] = {
         VtcPlanner,
         UnliftedCounters,
         clients=True,
+    ),
+    "hygen": Preset(
+        "offline work within a constant budget of seconds per step",
+        "HyGen, NeurIPS'25, arXiv 2501.14808",
+        HygenPlanner,
+        predictor=lambda config: HygenPredictor(config.presets.hygen.coefficients),
+        lanes=True,
+    ),
+    "apt": Preset(
+        "who waited longest per block of memory; prompts and decodes in steps of their own",
+        "Apt-Serve, SIGMOD'25, arXiv 2504.07494",
+        AptPlanner,
+    ),
+    "qoserve": Preset(
+        "by deadline, as many prompt tokens as the slack of the decodes allows",
+        "QoServe (Niyama), arXiv 2503.22562",
+        QoservePlanner,
+        lanes=True,
+    ),
+    "orca": Preset(
+        "whole prompts beside decodes, memory reserved for the longest sequence",
+        "Orca, OSDI'22, as compared with by Sarathi-Serve",
+        OrcaPlanner,
+        simulator_only=True,
+    ),
+    "prefill_first": Preset(
+        "whole prompts before decodes, in steps of their own",
+        "vLLM before chunked prefill, as compared with by Sarathi-Serve",
+        PrefillFirstPlanner,
+        simulator_only=True,
     ),
 }

@@ -50,6 +50,7 @@ class RequestView:
     # Kept by the policy from step to step.
     deadline_s: float = math.nan  # when the next token is late; NaN: not known yet
     dated_tokens: int = 0  # output tokens that `deadline_s` already accounts for
+    last_token_s: float = math.nan  # when the youngest of `dated_tokens` was delivered
     billed_prompt_tokens: int = 0  # prompt tokens charged so far: a recompute is not billed again
     disturbed_s: float = -math.inf  # when it last lost its memory to somebody else, or came back after that
     started: bool = False  # ran before and lost its memory: it resumes before anything new of its lane
