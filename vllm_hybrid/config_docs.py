@@ -91,4 +91,6 @@ def _allowed(field: dict[str, Any]) -> str:
     if "exclusiveMinimum" in field:
         kind = "integer" if field["type"] == "integer" else "number"
         return f"{kind} > {field['exclusiveMinimum']:g}"
+    if field["type"] == "array":
+        return f"list of {field['minItems']} numbers"
     return {"boolean": "`true`, `false`", "null": "none"}[field["type"]]

@@ -11,7 +11,22 @@ from typing import Literal
 
 from vllm_hybrid.config.section import Count, Positive, Section
 
-PresetName = Literal["hybrid", "fcfs", "sarathi", "vtc", "lcf", "hygen", "apt", "qoserve", "orca", "prefill_first"]
+PresetName = Literal[
+    "hybrid",
+    "fcfs",
+    "sarathi",
+    "vtc",
+    "lcf",
+    "drr",
+    "rpm",
+    "sarathi_pp",
+    "hygen_star",
+    "hygen",
+    "apt",
+    "qoserve",
+    "orca",
+    "prefill_first",
+]
 
 # The sections at the top of the settings that a policy reads beside its own options. `fairness` and `clients` are the
 # prices and weights of whoever counts service, `slo` the targets of whoever looks at time.

@@ -62,7 +62,7 @@ class HybridMixin(Steering):
         self._offline_runs = False
         self._forget_at = _MANY_CLIENTS
         self._error_logged = False
-        self.planner = preset.planner(self.hybrid_config, self.counters, self.predictor)
+        self.planner = preset.make_planner(self.hybrid_config, self.counters, self.predictor)
 
     # -- one step --------------------------------------------------------------------------------------------------
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:

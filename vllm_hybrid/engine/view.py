@@ -59,6 +59,7 @@ class Viewer:
             prompt_tokens=request.num_prompt_tokens,
             missing_tokens=request.num_tokens - request.num_computed_tokens,
             handle=request,
+            max_output_tokens=request.max_tokens,
         )
 
     def step_view(

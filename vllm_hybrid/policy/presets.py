@@ -13,15 +13,20 @@ from dataclasses import dataclass
 from vllm_hybrid.config import DEFAULT_CLIENT, HybridConfig
 from vllm_hybrid.policy.compose import HybridPlanner
 from vllm_hybrid.policy.fairness import VirtualCounters
+from vllm_hybrid.policy.gate import GatedPlanner
 from vllm_hybrid.policy.latency import StepTimePredictor
 from vllm_hybrid.policy.planner import Planner
 from vllm_hybrid.policy.published.apt import AptPlanner
+from vllm_hybrid.policy.published.batch import BatchPlanner
+from vllm_hybrid.policy.published.drr import Deficits, DrrPlanner
 from vllm_hybrid.policy.published.hygen import HygenPlanner
 from vllm_hybrid.policy.published.hygen_predictor import HygenPredictor
 from vllm_hybrid.policy.published.orca import OrcaPlanner
 from vllm_hybrid.policy.published.prefill_first import PrefillFirstPlanner
 from vllm_hybrid.policy.published.qoserve import QoservePlanner
+from vllm_hybrid.policy.published.rpm import RequestRate, RpmPlanner
 from vllm_hybrid.policy.published.sarathi import FcfsPlanner, SarathiPlanner
+from vllm_hybrid.policy.published.sarathi_pp import HygenStarPlanner, SarathiPlusPlanner
 from vllm_hybrid.policy.published.vtc import UnliftedCounters, VtcPlanner
 from vllm_hybrid.policy.request import ClientKey, Lane
 
@@ -47,6 +52,13 @@ class Preset:
         """Fresh counters with the prices and weights of the settings."""
         weights = {name: client.weight for name, client in config.clients.items()}
         return self.counter_class(config.fairness.input_weight, config.fairness.output_weight, weights)
+
+    def make_planner(self, config: HybridConfig, counters: VirtualCounters, predictor: StepTimePredictor) -> Planner:
+        """The planner of this policy, behind the memory gate if the settings ask for it."""
+        planner = self.planner(config, counters, predictor)
+        if config.memory.gate == "none":
+            return planner
+        return GatedPlanner(planner, planner.step_tokens if isinstance(planner, BatchPlanner) else 0)
 
 
 PRESETS: dict[str, Preset] = {
@@ -75,6 +87,32 @@ PRESETS: dict[str, Preset] = {
         VtcPlanner,
         UnliftedCounters,
         clients=True,
+    ),
+    "drr": Preset(
+        "deficit round robin between clients",
+        "MDRR of the VTC artifact, arXiv 2401.00588",
+        DrrPlanner,
+        Deficits,
+        clients=True,
+    ),
+    "rpm": Preset(
+        "in order of arrival, so many requests per client and minute",
+        "baseline of VTC, arXiv 2401.00588",
+        RpmPlanner,
+    ),
+    "sarathi_pp": Preset(
+        "online before offline in a fixed number of tokens per step",
+        "Sarathi++, baseline of HyGen, arXiv 2501.14808",
+        SarathiPlusPlanner,
+        predictor=lambda config: HygenPredictor(None),
+        lanes=True,
+    ),
+    "hygen_star": Preset(
+        "as sarathi_pp, with so many offline requests per second",
+        "HyGen*, baseline of HyGen, arXiv 2501.14808",
+        HygenStarPlanner,
+        predictor=lambda config: HygenPredictor(None),
+        lanes=True,
     ),
     "hygen": Preset(
         "offline work within a constant budget of seconds per step",
@@ -107,3 +145,8 @@ PRESETS: dict[str, Preset] = {
         simulator_only=True,
     ),
 }
+
+
+def request_rate(config: HybridConfig) -> RequestRate | None:
+    """What refuses requests at their arrival, None if the policy takes all."""
+    return RequestRate(config.presets.rpm.limit) if config.preset == "rpm" else None

@@ -39,6 +39,7 @@ class RequestView:
     order_s: float  # arrival as vLLM compares it (wall clock of the front end)
     prompt_tokens: int
     handle: Any
+    max_output_tokens: int = 1  # it may generate; the first token is one of them
 
     # Refreshed by the adapter before a plan (running and parked requests; a waiting one keeps `missing_tokens`).
     computed_tokens: int = 0  # tokens whose KV is held

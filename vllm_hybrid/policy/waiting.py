@@ -203,6 +203,10 @@ class WaitingRequests:
         """Whether the client has a waiting request."""
         return key in self._lines
 
+    def clients(self, lane: Lane) -> set[ClientKey]:
+        """The clients of a lane that have a waiting request. O(clients)."""
+        return {key for key in self._lines if key[0] is lane}
+
     def smallest_counter(self, lane: Lane) -> float | None:
         """Smallest counter among the clients that wait in the lane; None if nobody does."""
         top = self._top(lane)
@@ -245,7 +249,7 @@ class WaitingRequests:
                     value, tick, key = top
                     touched.append(key)
                     value += outstanding.get(key, 0.0)
-                    heapq.heappush(local, (value, tick, key, self._along(key)))
+                    heapq.heappush(local, (value, tick, key, self.line(key)))
                     continue
                 if not local:
                     return
@@ -263,7 +267,7 @@ class WaitingRequests:
                     self._in_heap.add(key)
                     heapq.heappush(heap, (self.counters.value(key), next(self._tick), key))
 
-    def _along(self, key: ClientKey) -> Iterator[RequestView]:
+    def line(self, key: ClientKey) -> Iterator[RequestView]:
         """One client's line from its head, correct while requests are taken out of it."""
         passed: set[RequestView] = set()
         count = _CHUNK

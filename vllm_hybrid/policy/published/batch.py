@@ -12,6 +12,7 @@ that out), and a request that lost its memory comes back before anybody new, as 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Generator, Iterator
 from typing import Protocol
 
@@ -33,12 +34,11 @@ class BatchPlanner:
     """
 
     always = True
-    lockstep = True
 
     def __init__(self, order: Order, token_budget: int | None = None, decodes_first: bool = True) -> None:
         self._order = order
-        self._token_budget = token_budget
         self._decodes_first = decodes_first
+        self.step_tokens = math.inf if token_budget is None else token_budget
 
     def plan(self, view: StepView) -> StepPlan:
         """Decide one step."""
@@ -46,9 +46,9 @@ class BatchPlanner:
         if self._decodes_first:
             running.sort(key=lambda v: v.prefilling)
         budget = view.max_tokens
-        if self._token_budget is not None:
-            decodes = sum(not v.prefilling for v in running)
-            budget = min(budget, max(self._token_budget, decodes * view.decode_tokens))
+        if self.step_tokens < budget:
+            decode_tokens = sum(not v.prefilling for v in running) * view.decode_tokens
+            budget = min(budget, max(int(self.step_tokens), decode_tokens))
         return StepPlan(budget, running, candidates=self._admission(view) if len(view.waiting) else ())
 
     def reusable(self, work: StepWork, now_s: float, pending_s: float, last_output_s: float, steps: int) -> bool:

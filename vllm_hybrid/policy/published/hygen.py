@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 
 from vllm_hybrid.config import HybridConfig
@@ -154,7 +154,7 @@ class HygenPlanner:
                 yield v
         if step.stuck:
             return
-        with contextlib.closing(by_arrival(view, Lane.OFFLINE)) as line:
+        with contextlib.closing(self._offline_line(view)) as line:
             for v in filter(view.ready, line):
                 needed = view.admissible_tokens(v, 0)
                 limit = min(self._chunk(step, force=step.empty), view.max_chunk_tokens)
@@ -168,6 +168,10 @@ class HygenPlanner:
                 step.offline_tokens -= chunk
                 step.batch.add_chunk(chunk)
                 yield v
+
+    def _offline_line(self, view: StepView) -> Generator[RequestView, None, None]:
+        """Offline requests in the order of their admission."""
+        return by_arrival(view, Lane.OFFLINE)
 
 
 def _add_chunk(step: _Step, v: RequestView, limit: int) -> None:
