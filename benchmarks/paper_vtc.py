@@ -1,0 +1,65 @@
+"""VTC's experiments (OSDI'24) on the real scheduler classes, beside the published figures.
+
+    python -m benchmarks.paper_vtc [--quick] [--check] [--workers N] [--out FILE]
+
+Thirteen suites on a simulated A10G with the paper's pool of 10,000 tokens (the ablation: A100-80GB, 35,000 and 65,000),
+under the paper's policies and vLLM's own class.  Policies are gated, as the paper's engine is: a request is admitted
+only if all it may ever hold fits; `stock fcfs` and `vtc no gate` are not.  All policies of a suite get the same list
+of requests; figures are those of the paper's own evaluation (`vllm_hybrid/sim/service.py`).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks.papers.common import Stopwatch, arguments, finish, run_all, table
+from benchmarks.papers.vtc_checks import all_checks
+from benchmarks.papers.vtc_published import PUBLISHED, Published
+from benchmarks.papers.vtc_runs import DEVICE, SEED, all_runs, measured, quick_runs
+
+
+def main() -> int:
+    given = arguments("paper_vtc", __doc__.splitlines()[0])
+    runs = quick_runs() if given.quick else all_runs()
+    watch = Stopwatch()
+    outcomes = run_all(measured, runs, given.workers)
+    results = {run.name: found for run, (found, _) in zip(runs, outcomes, strict=True)}
+    timing = {run.name: spent for run, (_, spent) in zip(runs, outcomes, strict=True)}
+    cpu_s = sum(spent["cpu_s"] for spent in timing.values())
+    print(f"VTC, {len(runs)} runs, {DEVICE}, seed {SEED}: {cpu_s:.0f} s of CPU time, {watch.seconds:.0f} s in all\n")
+    print(table([_row(name, found) for name, found in results.items()]))
+    told = {"paper": "VTC, OSDI'24, arXiv 2401.00588", "device": DEVICE, "seed": SEED, "runs": results}
+    return finish(given, told, {"wall_s": watch.seconds, "runs": timing}, all_checks(results))
+
+
+def _row(name: str, found: Mapping[str, Any]) -> dict[str, str]:
+    """A run beside what was published of it; the published figure is the right one of each pair."""
+    paper = PUBLISHED.get(name, Published())
+    suite, policy = name.split("/")
+    few = len(found["shares"]) <= 4
+    return {
+        "suite": suite,
+        "policy": policy,
+        "shares": _numbers(found["shares"], 3) if few else "",
+        "(paper)": _numbers(paper.shares, 3),
+        "tokens/s": f"{found['throughput']:,.0f}",
+        "(paper) ": f"{paper.throughput:,}" if paper.throughput else "",
+        "wait s": _numbers(found["wait_s"], 1) if few else "",
+        "(paper)  ": _numbers(paper.wait_s, 1),
+        "mean diff": f"{found['difference'][1]:.0f}",
+        "(paper)   ": f"{paper.difference[1]:.0f}" if paper.difference else "",
+        "worst gap": f"{found['worst_gap']:,.0f}",
+        "(paper)    ": f"{paper.worst_gap:,.0f}" if paper.worst_gap else "",
+        "preempted": str(found["preemptions"]),
+        "refused": str(found["refused"]),
+    }
+
+
+def _numbers(values: Sequence[float] | None, digits: int) -> str:
+    return " ".join(f"{value:.{digits}f}" for value in values) if values else ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

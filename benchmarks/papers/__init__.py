@@ -1,0 +1,1 @@
+"""What the paper benchmarks are made of: runs, published figures, checks."""

@@ -1,0 +1,160 @@
+"""The runs of the VTC benchmark: which suites under which policies, and what is measured of each.
+
+"gated" policies admit a request only if everything it may ever hold fits with what the others may, as the paper's
+engine does with its known output lengths (`memory.gate: max_tokens`); "stock" is vLLM's own class without that.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vllm_hybrid.sim import drift, service
+from vllm_hybrid.sim.answers import answers_of
+from vllm_hybrid.sim.device import load_device
+from vllm_hybrid.sim.run import Contender, EngineSettings, RunRecord, simulate
+from vllm_hybrid.sim.suites import WORKLOADS, make_workload
+from vllm_hybrid.sim.suites.vtc import ABLATION_RATES
+
+SEED = 42
+DEVICE = "a10g_llama2_7b"
+SETTINGS = EngineSettings(max_seqs=1000, step_tokens=3072, max_model_len=2048)
+RPM_LIMITS = (30, 20, 15, 10, 5)
+_GAP_TICKS = 100
+_GATE = {"memory": {"gate": "max_tokens"}}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One suite under one policy; `pool` and `length` are the ablation's."""
+
+    suite: str
+    policy: str
+    pool: int | None = None
+    length: int | None = None
+    duration_s: float | None = None
+
+    @property
+    def name(self) -> str:
+        ablation = f"-{self.pool}-{self.length}" if self.pool else ""
+        return f"{self.suite}{ablation}/{self.policy}"
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        given = {"pool": self.pool, "length": self.length, "duration_s": self.duration_s}
+        return {key: value for key, value in given.items() if value is not None}
+
+    @property
+    def window_s(self) -> float:
+        return self.duration_s or WORKLOADS[self.suite].parameters["duration_s"]
+
+    @property
+    def device(self) -> str:
+        return f"a100_80_llama2_13b_{self.pool // 1000}k" if self.pool else DEVICE
+
+
+def contender(policy: str, clients: Mapping[str, Mapping[str, Any]]) -> Contender:
+    """The scheduler of a policy's name. `clients`: the weights of the suite."""
+    weighted = {"clients": dict(clients)} if clients else {}
+    if policy == "stock fcfs":
+        return Contender(policy, stock="fcfs")
+    if policy == "vtc no gate":
+        return Contender(policy, hybrid={"preset": "vtc", **weighted})
+    if policy == "vtc unweighted":
+        return Contender(policy, hybrid={"preset": "vtc", **_GATE})
+    if policy.startswith("rpm"):
+        limit = {"presets": {"rpm": {"limit": int(policy.removeprefix("rpm"))}}}
+        return Contender(policy, hybrid={"preset": "rpm", **limit, **_GATE})
+    counts_clients = policy in ("vtc", "lcf", "drr")
+    return Contender(policy, hybrid={"preset": policy, **_GATE, **(weighted if counts_clients else {})})
+
+
+def all_runs() -> list[Run]:
+    suites = {
+        "overload": ("vtc", "fcfs", "lcf", "drr", "stock fcfs", "vtc no gate"),
+        "proportional": ("vtc", "fcfs", "drr", "stock fcfs"),
+        "on_off_less": ("vtc", "fcfs", "stock fcfs"),
+        "on_off_overload": ("vtc", "fcfs", "stock fcfs"),
+        "poisson_short_long": ("vtc", "fcfs", "stock fcfs"),
+        "poisson_short_long_2": ("vtc", "fcfs", "stock fcfs", "vtc no gate"),
+        "increase": ("vtc", "fcfs"),
+        "dist_shift": ("vtc", "lcf", "fcfs"),
+        "poisson_on_off_overload": ("vtc", "fcfs"),
+        "overload-multi": ("vtc", "fcfs"),
+        "overload-weighted": ("vtc", "vtc unweighted"),
+        "real": ("fcfs", "lcf", "vtc", "drr", *(f"rpm{limit}" for limit in RPM_LIMITS), "stock fcfs"),
+    }
+    runs = [Run(suite, policy) for suite, policies in suites.items() for policy in policies]
+    runs += [Run("ablation", "vtc", pool, length) for pool, length in ABLATION_RATES]
+    return [*runs, Run("ablation", "fcfs", 65_000, 256)]
+
+
+def quick_runs() -> list[Run]:
+    """Short versions of the runs whose shares settle soon."""
+    suites = {"overload": 120.0, "proportional": 150.0, "overload-weighted": 120.0, "dist_shift": 360.0}
+    policies = {"overload": ("vtc", "fcfs", "stock fcfs"), "proportional": ("vtc", "fcfs")}
+    policies |= {"overload-weighted": ("vtc",), "dist_shift": ("vtc", "lcf")}
+    return [Run(suite, policy, duration_s=suites[suite]) for suite in suites for policy in policies[suite]]
+
+
+def measured(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Simulate `run`; its figures, and what it cost on this machine."""
+    requests = make_workload(run.suite, SEED, **run.parameters)
+    who = contender(run.policy, WORKLOADS[run.suite].clients)
+    record = simulate(requests, who, load_device(run.device), SETTINGS, seed=SEED)
+    steps = len(record.steps)
+    timing = {"cpu_s": record.cpu_s, "steps_per_s": steps / record.cpu_s, "speed": record.end_s / record.cpu_s}
+    found = {"shortened": run.duration_s is not None, **_whole_run(record), **_in_window(record, run)}
+    return {**found, "worst_drift": _worst_drift(record)}, timing
+
+
+def _whole_run(record: RunRecord) -> dict[str, Any]:
+    served = service.served(record)
+    tokens = sum(request.prompt_tokens + request.output_tokens for request in served)
+    tpot_s = [(r.finished_s - r.first_token_s) / (r.output_tokens - 1) for r in served if r.output_tokens > 1]
+    return {
+        "requests": len(record.requests),
+        "finished": len(served),
+        "refused": sum(request.refused for request in record.requests),
+        "preemptions": sum(request.preemptions for request in record.requests),
+        "makespan_s": record.end_s,
+        "throughput": tokens / record.end_s,
+        "mean_tpot_ms": 1000 * statistics.fmean(tpot_s),
+        "wait_s": list(service.mean_wait_s(served).values()),
+        "policy_errors": record.policy_errors,
+    }
+
+
+def _in_window(record: RunRecord, run: Run) -> dict[str, Any]:
+    """Figures of the time in which requests arrive; shares of the middle phase where the suite has phases."""
+    served, end_s = service.served(record), run.window_s
+    window = (end_s / 3, 2 * end_s / 3) if run.suite == "dist_shift" else (0.0, end_s)
+    every_s = end_s / _GAP_TICKS
+    gaps = service.accumulated_gaps(served, end_s, every_s=every_s)
+    slope, linearity = line(gaps, every_s)
+    difference = service.service_difference(served, service.demand_of(record), end_s)
+    asked = service.demand_of(record)
+    return {
+        "shares": list(service.shares(served, *window).values()),
+        "rates": list(service.service_rates(served, *window).values()),
+        "asked_rates": [sum(s for _, s in asked[client]) / end_s for client in sorted(asked)],
+        "worst_gap": max(gaps),
+        "gap_slope": slope,
+        "gap_linearity": linearity,
+        "difference": [difference.largest, difference.mean, difference.variance],
+    }
+
+
+def _worst_drift(record: RunRecord) -> float:
+    """The largest difference of two clients' service over any time in which both of them waited."""
+    clients = drift.services(answers_of(record), {})
+    return max((found.service for found in drift.worst_drifts(clients)), default=0.0)
+
+
+def line(values: Sequence[float], every_s: float) -> tuple[float, float]:
+    """Slope per second of the values' regression on time, and its coefficient of determination."""
+    times = [every_s * (tick + 1) for tick in range(len(values))]
+    slope, _ = statistics.linear_regression(times, values)
+    return slope, statistics.correlation(times, values) ** 2 if len(set(values)) > 1 else 0.0
