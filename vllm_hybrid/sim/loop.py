@@ -24,6 +24,7 @@ from vllm.v1.request import Request
 from vllm_hybrid.engine.scheduler import HybridScheduler, HybridSyncScheduler
 from vllm_hybrid.engine.tally import StepMode
 from vllm_hybrid.policy.latency import StepTimePredictor
+from vllm_hybrid.policy.presets import request_rate
 from vllm_hybrid.sim.device_models import Chunk, Device
 from vllm_hybrid.sim.modelfree import STOCK, Classes, World, block_hasher, build
 from vllm_hybrid.sim.prompts import PromptTokens
@@ -134,6 +135,7 @@ class Simulation:
         self._reader = BatchReader(self._live)
         self._random = random.Random(seed)
         self._predictor: StepTimePredictor | None = getattr(self.scheduler, "predictor", None)
+        self._rate = None if contender.stock else request_rate(self.scheduler.hybrid_config)
         self._depth = 2 if settings.async_mode else 1
         self._in_flight: deque[tuple[SchedulerOutput, ModelRunnerOutput, float]] = deque()
         self._device_free_s = 0.0
@@ -141,15 +143,17 @@ class Simulation:
         self._finished = 0
 
     def run(self, until_s: float | None, on_progress: Any = None) -> RunRecord:
-        """Everything, or what happens before `until_s`."""
+        """Everything, or the steps that begin before `until_s`. May be called again to go on."""
         steps = 0
         while self._coming or self._live or self._in_flight:
-            self._arrivals()
-            if not self._live and not self._in_flight:
-                self.now_s = self._coming[0].request.arrival_s
-                self._arrivals()
             if until_s is not None and self.now_s >= until_s:
                 break
+            self._arrivals()
+            if not self._live and not self._in_flight:
+                if not self._coming:  # all that came was refused
+                    break
+                self.now_s = self._coming[0].request.arrival_s
+                continue
             self._turn()
             steps += 1
             if on_progress is not None and steps % PROGRESS_STEPS == 0:
@@ -160,9 +164,17 @@ class Simulation:
         coming = self._coming
         while coming and coming[0].request.arrival_s <= self.now_s:
             record = coming.popleft()
+            if self._refuses(record.request):
+                record.refused = True
+                continue
             request = self._make_request(record.request)
             self._live[request.request_id] = _Live(record, request)
             self.scheduler.add_request(request)
+
+    def _refuses(self, request: SimRequest) -> bool:
+        """Whether a server's front end would turn the request away."""
+        rate = self._rate
+        return rate is not None and rate.retry_after_s(request.client, request.arrival_s) is not None
 
     def _make_request(self, request: SimRequest) -> Request:
         return Request(
