@@ -186,13 +186,18 @@ def load_config(source: Mapping[str, Any] | HybridConfig | str | Path | None) ->
     """Settings from a mapping, inline JSON, or the path of a .json, .yaml or .yml file."""
     if isinstance(source, HybridConfig):
         return source
+    try:
+        return HybridConfig.model_validate(read_settings(source))
+    except ValidationError as error:
+        raise ConfigError("hybrid config: " + "; ".join(map(_one_line, error.errors()))) from None
+
+
+def read_settings(source: Mapping[str, Any] | str | Path | None) -> dict[str, Any]:
+    """The settings as they are written, not yet checked."""
     data = _read(source) if isinstance(source, str | Path) else {} if source is None else source
     if not isinstance(data, Mapping):
         raise ConfigError(f"hybrid config = {shown(data)}: must be a mapping of settings")
-    try:
-        return HybridConfig.model_validate(dict(data))
-    except ValidationError as error:
-        raise ConfigError("hybrid config: " + "; ".join(map(_one_line, error.errors()))) from None
+    return dict(data)
 
 
 def _read(source: str | Path) -> Any:

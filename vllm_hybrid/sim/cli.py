@@ -30,7 +30,7 @@ def add_commands(commands: Any) -> None:
     simulate.add_argument("--engine", metavar="KEY=VALUE,...", default="", help="e.g. step_tokens=512,max_seqs=64")
     simulate.add_argument("--seeds", metavar="N,...", default="0", help="seeds of the workload (%(default)s)")
     simulate.add_argument("--duration", metavar="S", help="stop after so many simulated seconds (default: when done)")
-    simulate.add_argument("--slo", metavar="KEY=S,...", default="", help="e.g. ttft_s=1,tbt_s=.1; judges, steers not")
+    simulate.add_argument("--slo", metavar="KEY=S,...", default="", help="what is promised, e.g. ttft_s=1,tbt_s=.1")
     simulate.add_argument("--out", metavar="DIR", type=Path, help="write a record per run")
     simulate.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
     simulate.add_argument("--list", action="store_true", help="print the devices, workloads and presets there are")

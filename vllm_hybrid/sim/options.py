@@ -9,11 +9,12 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from difflib import get_close_matches
 from typing import Any, get_type_hints
 
-from vllm_hybrid.config import ConfigError, load_config
+from vllm_hybrid.config import ConfigError, load_config, read_settings
+from vllm_hybrid.config.presets import READS
 from vllm_hybrid.policy.presets import PRESETS
 from vllm_hybrid.sim.device import DeviceError, device_names, load_device
 from vllm_hybrid.sim.measure import Slo
@@ -22,7 +23,8 @@ from vllm_hybrid.sim.suites import WORKLOADS, MissingDataError, WorkloadError, m
 from vllm_hybrid.sim.sweep import Job, Load
 from vllm_hybrid.workload import TraceError, load_trace
 
-STOCK = ("fcfs", "priority")  # these names mean vLLM's own class
+# These names mean vLLM's own class; fcfs does not where the settings put a memory gate before every policy.
+STOCK = {"fcfs": "fcfs", "priority": "priority", "stock": "fcfs"}
 
 
 class UsageError(ValueError):
@@ -44,36 +46,65 @@ def jobs(given: argparse.Namespace) -> list[Job]:
     device = load_device(given.device)
     settings, slo = engine_settings(given.engine), service_level(given.slo)
     until_s = _number("--duration", given.duration) if given.duration else None
-    config = hybrid_config(given)
-    entrants = contenders(given.preset, config)
-    weights = {name: client.weight for name, client in load_config(config).clients.items()}
-    longest = min(settings.pool_tokens or device.kv_tokens, settings.max_model_len)
+    config = hybrid_config(given, slo)
+    entrants = contenders(given.preset, config, read_settings(given.hybrid_config))
+    clients = load_config({"clients": config.get("clients", {})}).clients
+    weights = {name: client.weight for name, client in clients.items()}
+    blocks = (settings.pool_tokens or device.kv_tokens) // settings.block_size
+    longest = min(blocks * settings.block_size, settings.max_model_len)
     loads = [load(given, seed, longest, until_s) for seed in _seeds(given.seeds)]
     return [Job(each, who, device, settings, slo, until_s, weights=weights) for each in loads for who in entrants]
 
 
-def hybrid_config(given: argparse.Namespace) -> dict[str, Any]:
-    """The settings of our class: those of --hybrid-config, with the clients that the workload is made for."""
-    source = given.hybrid_config
-    settings = load_config(source).model_dump(mode="json", exclude_unset=True) if source else {}
+def hybrid_config(given: argparse.Namespace, slo: Slo) -> dict[str, Any]:
+    """The settings of our class: those of --hybrid-config, and what else a server of this load would be told."""
+    settings = read_settings(given.hybrid_config)
     suite = WORKLOADS.get(given.workload)
-    clients = {**(suite.clients if suite else {}), **settings.get("clients", {})}
-    return {**settings, "clients": clients} if clients else settings
+    clients = suite.clients if suite else {}
+    promise = {key: value for key, value in asdict(slo).items() if value is not None}
+    return {
+        **({"clients": dict(clients)} if clients else {}),
+        **({"slo": {"online": promise}} if promise else {}),
+        **settings,
+    }
 
 
-def contenders(presets: str, config: Mapping[str, Any]) -> list[Contender]:
-    """Who schedules: stock's own class under its own names, else our class with that preset."""
+def contenders(presets: str, config: Mapping[str, Any], asked: Mapping[str, Any]) -> list[Contender]:
+    """Who schedules: stock's own class under its own names, else our class with that preset.
+
+    Each preset is told what it reads of `config`; what was `asked` for and none of them reads is refused.
+    """
+    memory = config.get("memory")
+    gated = isinstance(memory, Mapping) and memory.get("gate", "none") != "none"
     found = []
     for name in _split("--preset", presets):
-        if name in STOCK:
-            found.append(Contender(name, stock=name))
+        if name in STOCK and not (gated and name == "fcfs"):
+            found.append(Contender(name, stock=STOCK[name]))
         elif name in PRESETS:
-            hybrid = {**config, "preset": name}
-            load_config(hybrid)
-            found.append(Contender(name, hybrid=hybrid))
+            found.append(Contender(name, hybrid=_told(name, config)))
+            load_config(found[-1].hybrid)
         else:
             raise UsageError(f"--preset: {_unknown(name, _preset_names())}")
+    unread = _keys(asked) - {"preset"} - {key for contender in found for key in _keys(contender.hybrid)}
+    if unread:
+        raise UsageError(f"--hybrid-config: {min(unread)} has no effect with --preset {presets}: leave it out")
     return found
+
+
+def _keys(config: Mapping[str, Any]) -> set[str]:
+    """The sections, those of the presets' options each by itself."""
+    options = config.get("presets", {})
+    names = options if isinstance(options, Mapping) else [options]
+    return (config.keys() - {"presets"}) | {f"presets.{name}" for name in names}
+
+
+def _told(preset: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings for one preset: without the sections that only others read, and without their options."""
+    for_others = frozenset.union(*READS.values()) - READS[preset] | {"presets"}
+    told = {key: value for key, value in config.items() if key not in for_others}
+    options = config.get("presets")
+    own = {preset: options[preset]} if isinstance(options, Mapping) and preset in options else {}
+    return told | {"preset": preset} | ({"presets": own} if own else {})
 
 
 def engine_settings(text: str) -> EngineSettings:

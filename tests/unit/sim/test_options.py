@@ -42,12 +42,42 @@ def test_every_workload_meets_every_contender(trace: Path) -> None:
     assert [(r.client, r.prompt_tokens) for r in found[0].load.requests] == [("a", 374), ("b", 396)]
 
 
+def test_behind_a_gate_fcfs_is_ours_and_stock_stays_stock(trace: Path) -> None:
+    gate = '{"memory": {"gate": "max_tokens"}}'
+    found = jobs("--trace", str(trace), "--preset", "stock,fcfs,vtc", "--hybrid-config", gate)
+    assert [(j.contender.name, j.contender.stock) for j in found] == [("stock", "fcfs"), ("fcfs", None), ("vtc", None)]
+    assert found[1].contender.hybrid == {"memory": {"gate": "max_tokens"}, "preset": "fcfs"}
+
+
+def test_each_preset_is_told_what_it_reads_and_nothing_else() -> None:
+    settings = '{"clients": {"a": {"weight": 2}}, "presets": {"rpm": {"limit": 5}, "sarathi": {"token_budget": 512}}}'
+    presets = "vtc,rpm,sarathi,hybrid,fcfs"
+    found = jobs("--workload", "overload", "--preset", presets, "--hybrid-config", settings, "--slo", "ttft_s=1")
+    clients, promise = {"a": {"weight": 2}}, {"online": {"ttft_s": 1.0}}
+    assert [dict(j.contender.hybrid) for j in found] == [
+        {"preset": "vtc", "clients": clients},
+        {"preset": "rpm", "presets": {"rpm": {"limit": 5}}},
+        {"preset": "sarathi", "presets": {"sarathi": {"token_budget": 512}}},
+        {"preset": "hybrid", "clients": clients, "slo": promise},
+        {},
+    ]
+    assert found[0].weights == {"a": 2.0}
+
+
 def test_settings_are_of_their_type(trace: Path) -> None:
     engine = "step_tokens=512,prefix_caching=true,watermark=0.1,pool_tokens=8000"
     (job,) = jobs("--trace", str(trace), "--preset", "fcfs", "--engine", engine, "--slo", "ttft_s=1,tbt_s=.1")
     assert (job.settings.step_tokens, job.settings.prefix_caching, job.settings.watermark) == (512, True, 0.1)
     assert job.settings.pool_tokens == 8000
     assert job.slo == Slo(1.0, 0.1)
+
+
+def test_policies_are_told_what_is_promised_unless_the_settings_say_otherwise(trace: Path) -> None:
+    promised = ("--trace", str(trace), "--preset", "hybrid", "--slo", "ttft_s=1")
+    assert jobs(*promised)[0].contender.hybrid["slo"] == {"online": {"ttft_s": 1.0}}
+    (other,) = jobs(*promised, "--hybrid-config", '{"slo": {"online": {"ttft_s": 3}}}')
+    assert other.contender.hybrid["slo"] == {"online": {"ttft_s": 3.0}}
+    assert other.slo == Slo(ttft_s=1.0)
 
 
 def test_what_comes_after_the_duration_is_no_part_of_the_load(trace: Path) -> None:
@@ -83,6 +113,14 @@ def test_a_workload_brings_its_clients_weights_and_takes_parameters() -> None:
         (["--workload", "overload", "--parameters", "x=1"], "--parameters: 'x' is unknown"),
         (["--workload", "overload", "--columns", "client=c"], "--columns: are those of a --trace"),
         (["--workload", "overload", "--hybrid-config", '{"slo": 3}', "--preset", "hybrid"], "slo = 3"),
+        (["--workload", "overload", "--hybrid-config", '{"memory": 3}', "--preset", "vtc"], "memory = 3"),
+        (["--workload", "overload", "--hybrid-config", '{"presets": 3}', "--preset", "vtc"], "presets.3 has no effect"),
+        (["--workload", "overload", "--hybrid-config", '{"solo": 3}', "--preset", "vtc"], "unknown key 'solo'"),
+        (["--workload", "overload", "--hybrid-config", '{"slo": {}}', "--preset", "fcfs,vtc"], "slo has no effect"),
+        (
+            ["--workload", "overload", "--hybrid-config", '{"presets": {"drr": {}}}', "--preset", "vtc"],
+            "presets.drr has no effect with --preset vtc",
+        ),
     ],
 )
 def test_nonsense_is_refused_in_one_line(
