@@ -26,11 +26,11 @@ p.about, footer { color: #666; font-size: .9em; } svg { max-width: 100%; height:
 }
 """
 _HELP = """
-<p class="about">wait: time to the first token of every request, those never served included. worst gap: the longest
-pause in a stream. goodput: online requests all of whose tokens came by their deadlines (token k at arrival + TTFT
-target + k &times; TBT target). attained: TTFT and the P99 of the request's own gaps below the targets; by worst gap:
-the longest gap instead. gap / 2U: the largest difference in service between two clients that both waited, as a part of
-VTC's bound.</p>
+<p class="about">wait: time to the first token of every online request, those never served included. worst gap: the
+longest pause in a stream. goodput: online requests all of whose tokens came by their deadlines (token k at arrival +
+TTFT target + k &times; TBT target). attained: TTFT and the P99 of the request's own gaps below the targets; by worst
+gap: the longest gap instead. gap / 2U: the largest difference in service between two clients that both waited, as a
+part of VTC's bound. age: of offline requests, from arrival to the last token or to the end of the run.</p>
 """
 
 

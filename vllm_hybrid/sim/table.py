@@ -1,6 +1,7 @@
 """Records as rows: the one table that `simulate` prints and a report shows.
 
-The columns are those that a reader compares policies by; everything else is in the records.
+The columns are those that a reader compares policies by; everything else is in the records. Latency is that of the
+online requests: nobody waits for an offline one, which has an age instead.
 """
 
 from __future__ import annotations
@@ -13,8 +14,22 @@ from vllm_hybrid.sim.sweep import Outcome
 Cell = Callable[[Mapping[str, Any]], str]
 
 
-def _seconds(key: str) -> Cell:
-    return lambda record: "-" if record[key] is None else f"{record[key] / 1000:.3g}"
+def _online(key: str) -> Cell:
+    """Seconds of the online requests; of all where there are none."""
+
+    def cell(record: Mapping[str, Any]) -> str:
+        milliseconds = record["lanes"].get("online", record)[key]
+        return "-" if milliseconds is None else f"{milliseconds / 1000:.3g}"
+
+    return cell
+
+
+def _offline(key: str, form: str) -> Cell:
+    def cell(record: Mapping[str, Any]) -> str:
+        figure = record["lanes"].get("offline", {}).get(key)
+        return "-" if figure is None else f"{figure:{form}}"
+
+    return cell
 
 
 def _share(key: str) -> Cell:
@@ -31,15 +46,17 @@ COLUMNS: Mapping[str, Cell] = {
     "seed": lambda record: str(record["seed"]),
     "done": lambda record: f"{record['completed']}/{record['num_requests']}",
     "tokens/s": lambda record: f"{record['total_token_throughput'] or 0:,.0f}",
-    "wait p50 s": _seconds("p50_wait_ms"),
-    "wait p99 s": _seconds("p99_wait_ms"),
-    "TBT p50 s": _seconds("p50_itl_ms"),
-    "TBT p99 s": _seconds("p99_itl_ms"),
-    "worst gap p99 s": _seconds("p99_worst_gap_ms"),
+    "wait p50 s": _online("p50_wait_ms"),
+    "wait p99 s": _online("p99_wait_ms"),
+    "TBT p50 s": _online("p50_itl_ms"),
+    "TBT p99 s": _online("p99_itl_ms"),
+    "worst gap p99 s": _online("p99_worst_gap_ms"),
     "goodput": _share("goodput_share"),
     "attained": _share("attainment_p99_gap"),
     "by worst gap": _share("attainment_worst_gap"),
     "gap / 2U": _gap_of_bound,
+    "offline tokens/s": _offline("total_token_throughput", ",.0f"),
+    "age p99 s": _offline("p99_age_s", ".3g"),
     "preempted": lambda record: str(record["preemptions"]),
     "refused": lambda record: str(record["refused"]),
 }
