@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from array import array
+from pathlib import Path
 
 import pytest
 
@@ -129,3 +131,12 @@ def test_the_record_is_json_of_plain_numbers_even_when_nothing_happened() -> Non
     for run in (run_of(), run_of(answered(steady()), answered([], output_tokens=4))):
         figures = measure(run, TARGETS)
         assert json.loads(json.dumps(figures, allow_nan=False)) == figures
+
+
+def test_the_page_on_the_simulator_names_every_figure() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "simulator.md").read_text(encoding="utf-8")
+    figures = measure(run_of(answered(steady())), TARGETS)
+    names = {
+        re.sub(r"^(mean|median|std|max|p\d\d)_(?=.*_(ms|s)$)", "", key) for key in (*figures, *figures["fairness"])
+    }
+    assert [name for name in sorted(names) if f"`{name}`" not in page and f"`{name}." not in page] == []
