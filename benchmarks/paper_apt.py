@@ -168,13 +168,8 @@ def _checks(results: Mapping[str, Any]) -> Iterator[Check]:
 
 def _quick_checks(results: Mapping[str, Any]) -> Iterator[Check]:
     fcfs, apt = (_of(results, 1.0, 3.0, policy) for policy in ("fcfs", "apt"))
-    said = f"{fcfs['p99']:.0%} and {apt['p99']:.0%}"
-    yield Check(
-        "3 req/s: within both targets, fcfs and apt",
-        said,
-        "half or less, 80% or more",
-        fcfs["p99"] <= 0.5 and apt["p99"] >= 0.8,
-    )
+    more = apt["p99"] - fcfs["p99"]
+    yield Check("3 req/s: apt's attainment above fcfs's", f"{100 * more:+.0f} points", "20 or more", more >= 0.2)
     said = f"{apt['worst']:.0%} of {apt['p99']:.0%}"
     yield Check("3 req/s: apt judged by the worst gap", said, "less", apt["worst"] < apt["p99"])
 

@@ -63,6 +63,13 @@ def test_without_a_budget_offline_work_fills_the_step():
     assert [plan.caps.get(v.request_id, v.missing_tokens) for v in admitted] == [300, 212]
 
 
+def test_a_token_budget_holds_no_online_decode_back():
+    running = [decode(lane=ONLINE) for _ in range(20)]
+    plan = planner(token_budget=8).plan(step_view(running, slots=64))
+    assert plan.token_budget == 20 and not plan.paused
+    plan.candidates.close()
+
+
 def test_an_online_request_evicts_the_offline_one_admitted_last():
     first, last = decode(lane=OFFLINE, context_tokens=160), decode(lane=OFFLINE, context_tokens=160)
     head = request(lane=ONLINE, prompt_tokens=100)

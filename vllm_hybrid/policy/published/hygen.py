@@ -91,7 +91,9 @@ class HygenPlanner:
         for v in groups.online_decodes:
             step.batch.add_decode(v.computed_tokens)
         step.plan.order += groups.online_decodes
-        step.tokens -= len(groups.online_decodes) * step.view.decode_tokens
+        decode_tokens = len(groups.online_decodes) * step.view.decode_tokens
+        step.plan.token_budget = min(step.view.max_tokens, max(step.tokens, decode_tokens))  # none is ever held back
+        step.tokens -= decode_tokens
         step.blocks -= len(groups.online_decodes)  # one more each, at worst
         for v in groups.online_prefills:
             _add_chunk(step, v, step.tokens)
@@ -149,9 +151,11 @@ class HygenPlanner:
     def _candidates(self, step: _Step) -> Iterator[RequestView]:
         """The online requests that were placed, then offline ones within what is left."""
         view = step.view
-        for v in step.heads:
+        for v in list(step.heads):
             if view.admissible_tokens(v, 0):
                 yield v
+            else:
+                step.heads.remove(v)  # for another reason than memory (a LoRA slot)
         if step.stuck:
             return
         with contextlib.closing(self._offline_line(view)) as line:
