@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,28 @@ def test_the_report_is_one_page_that_fetches_nothing(done: subprocess.CompletedP
     assert html.count("<svg") == 2
     assert "<td>priority</td>" in html
     assert not re.search(r"""(src|href)=["'](https?:)?//|<script|@import|url\(http""", html)
+
+
+def test_no_worker_outlives_a_sweep_that_was_killed(tmp_path: Path) -> None:
+    code = "import sys; from vllm_hybrid.cli import main; sys.exit(main())"
+    seeds = ",".join(map(str, range(40)))
+    arguments = ("--workload", "overload", "--device", "a10g_llama2_7b", "--preset", "fcfs", "--seeds", seeds)
+    sweep = subprocess.Popen(
+        [sys.executable, "-c", code, "simulate", *arguments, "--out", tmp_path, "--workers", "2"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    group = sweep.pid
+    while not any(tmp_path.iterdir()):
+        assert sweep.poll() is None
+        time.sleep(0.1)
+    sweep.kill()
+    sweep.wait()
+    with pytest.raises(ProcessLookupError):
+        while True:
+            os.killpg(group, 0)  # raises when nobody is left in the group
+            time.sleep(0.1)
 
 
 def test_a_run_that_fails_is_named_and_takes_no_other_with_it(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -136,7 +137,7 @@ def _one_by_one(jobs: Sequence[Job]) -> Iterator[tuple[int, Outcome | Exception]
 def _in_parallel(jobs: Sequence[Job], workers: int) -> Iterator[tuple[int, Outcome | Exception]]:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["vllm_hybrid.sim.loop"])
-    with ProcessPoolExecutor(workers, context, _single_threaded) as pool:
+    with ProcessPoolExecutor(workers, context, _start_worker) as pool:
         futures: dict[Future[Outcome], int] = {pool.submit(run_job, job): index for index, job in enumerate(jobs)}
         try:
             for future in as_completed(futures):
@@ -147,11 +148,19 @@ def _in_parallel(jobs: Sequence[Job], workers: int) -> Iterator[tuple[int, Outco
             raise
 
 
-def _single_threaded() -> None:
-    """There is a worker for each core already."""
+def _start_worker() -> None:
+    """One thread, because there is a worker for each core already; and none outlives a parent that was killed."""
     import torch
 
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _plain(error: BaseException) -> Exception:
