@@ -2,8 +2,9 @@
 
     python -m benchmarks.paper_hygen [--quick] [--check] [--workers N] [--out FILE]
 
-Llama-2-7B on an A100-40, 512 tokens per step; five minutes of the Azure conversation trace (or its twin) at the wanted
-rate beside an endless backlog of arXiv prompts.  Every policy is tuned to each target by the paper's own profiler.
+Llama-2-7B on an A100-40, 512 tokens per step; the Azure conversation trace (or its twin), its hour stretched to the
+wanted rate, five minutes of it beside an endless backlog of arXiv prompts.  Every policy is tuned to each target by the
+paper's own profiler.
 The reference figures are those of a small simulation of our own (`docs/design/`), where the paper gives no cell.
 """
 
@@ -51,7 +52,7 @@ NOT_YET = (
 
 def main() -> int:
     given = arguments("paper_hygen", __doc__.splitlines()[0])
-    rates, targets, window_s = (RATES, TARGETS, 300.0) if not given.quick else ((1.0,), (MEAN[0], MEAN[3]), 60.0)
+    rates, targets, window_s = (RATES, TARGETS, 300.0) if not given.quick else ((3.0,), (MEAN[0], MEAN[3]), 60.0)
     searches = [
         Search(policy, qps, targets if policy in GRIDS else (), window_s)
         for qps in reversed(rates)  # the long ones first
@@ -82,6 +83,7 @@ def _unbound_row(results: Mapping[str, Any], qps: float) -> dict[str, str]:
     alone, unbound = results[f"{qps:g} req/s sarathi"], results[f"{qps:g} req/s sarathi_pp"]
     return {
         "online req/s": f"{qps:g}",
+        "in the window": f"{alone['online_qps']:.2f}",
         "alone: TBT mean": f"{alone['mean']:.1f} ms",
         "p99 ": f"{alone['p99']:.1f} ms",
         "tok/s": f"{alone['online']:.0f}",

@@ -22,6 +22,7 @@ from vllm_hybrid.sim.device import load_device
 from vllm_hybrid.sim.measure import Slo, measure
 from vllm_hybrid.sim.run import Contender, EngineSettings, SimRequest, simulate
 from vllm_hybrid.sim.suites import make_workload
+from vllm_hybrid.sim.suites.sources import timed
 
 SEED = 1
 DEVICE = "a100_40_llama2_7b"
@@ -97,7 +98,7 @@ def _reached(bench: _Bench, search: Search, target: Target, alone: dict[str, Any
     def ratio(rung: int) -> float:
         return bench.run(search.policy, grid.value(rung))[target.metric] / alone[target.metric]
 
-    tried = [round(math.log(knob / grid.low, grid.step)) for _, knob, start_s in bench.runs if knob and not start_s]
+    tried = [round(math.log(knob / grid.low, grid.step)) for _, knob, window in bench.runs if knob and not window]
     best = largest(ratio, 1 + target.tolerance, grid.rungs, tried)
     if best is None:
         return {"knob": None, "offline": 0.0, "total": alone["online"], "ratio": 1.0}
@@ -109,8 +110,7 @@ def _later(bench: _Bench, target: Target, knob: float) -> dict[str, Any]:
     """The same setting on the window after the one it was found on."""
     if bench.search.policy != "hygen" or target.metric != "mean":
         return {}
-    begin_s = bench.search.window_s
-    alone, there = bench.run("sarathi", None, begin_s), bench.run("hygen", knob, begin_s)
+    alone, there = bench.run("sarathi", None, 1), bench.run("hygen", knob, 1)
     return {"later_ratio": there[target.metric] / alone[target.metric]}
 
 
@@ -146,17 +146,17 @@ class _Bench:
 
     def __init__(self, search: Search) -> None:
         self.search = search
-        self.runs: dict[tuple[str, float | None, float], dict[str, Any]] = {}
+        self.runs: dict[tuple[str, float | None, int], dict[str, Any]] = {}
         self.cpu_s = 0.0
 
-    def run(self, policy: str, knob: float | None = None, start_s: float = 0.0) -> dict[str, Any]:
-        key = (policy, knob, start_s)
+    def run(self, policy: str, knob: float | None = None, window: int = 0) -> dict[str, Any]:
+        key = (policy, knob, window)
         if key not in self.runs:
             self.runs[key] = self._simulated(*key)
         return self.runs[key]
 
-    def _simulated(self, policy: str, knob: float | None, start_s: float) -> dict[str, Any]:
-        requests = _requests(self.search.qps, self.search.window_s, start_s)
+    def _simulated(self, policy: str, knob: float | None, window: int) -> dict[str, Any]:
+        requests = requests_of(self.search.qps, self.search.window_s, window)
         if policy == "sarathi":
             requests = [request for request in requests if request.lane == "online"]
         record = simulate(
@@ -167,6 +167,7 @@ class _Bench:
         lanes = figures["lanes"]
         online, offline = lanes["online"], lanes.get("offline", {})
         return {
+            "online_qps": online["num_requests"] / self.search.window_s,
             "mean": online["mean_itl_ms"],
             "p99": online["p99_itl_ms"],
             "mean_ttft_ms": online["mean_ttft_ms"],
@@ -180,8 +181,20 @@ class _Bench:
 
 
 @cache
-def _requests(qps: float, window_s: float, start_s: float) -> list[SimRequest]:
-    return make_workload("hygen", SEED, qps=qps, duration_s=window_s, start_s=start_s, most_tokens=MOST_TOKENS)
+def requests_of(qps: float, window_s: float, window: int) -> list[SimRequest]:
+    """A window of the trace's hour, which is stretched until it has `qps` on average; the backlog beside it.
+
+    The trace's own swings stay: no window has exactly the rate of the hour.
+    """
+    rows = [
+        row for row in timed("azure_conv_2023", "auto", SEED) if row.prompt_tokens + row.output_tokens <= MOST_TOKENS
+    ]
+    begin_s = rows[0].arrival_s
+    stretch = len(rows) / (rows[-1].arrival_s - begin_s) / qps
+    windows = [int((row.arrival_s - begin_s) * stretch // window_s) for row in rows]
+    first, count = windows.index(window), windows.count(window)
+    rate = count / window_s
+    return make_workload("hygen", SEED, qps=rate, duration_s=window_s, start_s=first / rate, most_tokens=MOST_TOKENS)
 
 
 def contender(policy: str, knob: float | None) -> Contender:
