@@ -29,7 +29,7 @@ from vllm_hybrid.policy.latency import StepWork
 from vllm_hybrid.policy.plan import StepPlan, StepResult, check_obedience, check_plan
 from vllm_hybrid.policy.planner import Planner
 from vllm_hybrid.policy.presets import PRESETS
-from vllm_hybrid.policy.request import ClientKey, Lane
+from vllm_hybrid.policy.request import ClientKey, Lane, RequestView
 from vllm_hybrid.policy.waiting import WaitingRequests
 from vllm_hybrid.settings import settings_of
 
@@ -60,6 +60,8 @@ class HybridMixin(Steering):
         self._repeatable = -1  # membership for which the last step that was billed can be billed again
         self._steps_since_plan = 0
         self._offline_runs = False
+        self._shut_by: RequestView | None = None  # who stopped the admissions of the last plan,
+        self._shut_at_blocks = 0  # and how many blocks were free after it
         self._forget_at = _MANY_CLIENTS
         self._error_logged = False
         self.planner = preset.make_planner(self.hybrid_config, self.counters, self.predictor)
@@ -101,7 +103,7 @@ class HybridMixin(Steering):
         running = len(self.running)
         if self._planned_membership != self._membership or self._inflight_prefills or self.kv_holding_waiting:
             return False
-        if len(self.plan_queue) and self.viewer.free_slots() > 0:
+        if len(self.plan_queue) and self.viewer.free_slots() > 0 and not self._is_shut():
             return False
         if self._offline_runs and self.waiting_requests.lane_length(Lane.ONLINE):
             return False
@@ -115,6 +117,16 @@ class HybridMixin(Steering):
         except Exception as error:
             self._policy_failed(error)
             return False
+
+    def _is_shut(self) -> bool:
+        """Whether the request that found no memory when the last plan was made is still next, and finds no more."""
+        stopped = self._shut_by
+        if stopped is None or self.kv_cache_manager.block_pool.get_num_free_blocks() > self._shut_at_blocks:
+            return False
+        if stopped.started:  # those that ran before come first, and no other can have joined them
+            return True
+        self.ledger.settle()
+        return self.waiting_requests.head() is stopped
 
     def _schedule_again(self, throttle_prefills: bool) -> SchedulerOutput:
         self._steps_since_plan += 1
@@ -148,6 +160,8 @@ class HybridMixin(Steering):
         self._check(plan, output)
         stands = not (plan.paused or plan.park or plan.caps or self._inflight_prefills)
         self._planned_membership = membership if stands else -1  # who came in during the step is not in the order yet
+        self._shut_by = plan.shut_by
+        self._shut_at_blocks = self.kv_cache_manager.block_pool.get_num_free_blocks()
         self._offline_runs = any(v.key[0] is Lane.OFFLINE for v in plan.order)
         self._steps_since_plan = 1
         return StepMode.PLAN, output

@@ -9,7 +9,7 @@ that wait while holding blocks, exactly as vLLM treats a request whose KV was lo
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from typing import Any
 
 from vllm.v1.core.sched.request_queue import SchedulingPolicy
@@ -21,6 +21,7 @@ from vllm_hybrid.engine.queue import PlanQueue, make_parking_queue
 from vllm_hybrid.engine.tally import Tally
 from vllm_hybrid.engine.view import Viewer
 from vllm_hybrid.policy.plan import StepPlan
+from vllm_hybrid.policy.request import RequestView
 from vllm_hybrid.policy.waiting import WaitingRequests
 
 
@@ -70,14 +71,19 @@ class Steering(Scheduler):
         self._pause(view.handle for view in paused)
         self._count_pauses(plan, paused)
         self._caps = plan.caps
-        if plan.caps or plan.candidates:  # a call per running request: only where a cap may stand
+        if plan.caps:  # a call per running request: only where a cap stands
             self._reserve_prefill_lookahead = self._capped_reserve
         self.max_num_scheduled_tokens = plan.token_budget
         self.policy = SchedulingPolicy.FCFS  # victims are taken from the end of our order
         back = {view.handle for view in plan.unpark}
         self.parking.hidden = frozenset(r for r in self.parked.values() if r not in back)
         self._holding = {r.request_id for r in self.parking} if len(self.parking) > len(self.parked) else set()
-        self.plan_queue.begin_step(plan.candidates, (*plan.preempt, *plan.drop))
+        self.plan_queue.begin_step(self._admitting(plan.candidates), (*plan.preempt, *plan.drop))
+
+    def _admitting(self, candidates: Iterable[RequestView]) -> Generator[RequestView, None, None]:
+        """The candidates; vLLM asks for the first when the running requests have theirs, and each may bring a cap."""
+        self._reserve_prefill_lookahead = self._capped_reserve
+        yield from candidates
 
     def _restore(self) -> None:
         """Give back what a plan lent; the opposite of `_apply`."""

@@ -23,6 +23,7 @@ from vllm_hybrid.policy.plan import StepPlan, StepView
 from vllm_hybrid.policy.planner import Planner
 from vllm_hybrid.policy.request import Lane, RequestView
 
+_RECHECK_STEPS = 10  # between two looks at a head that did not fit, while nobody leaves; as in the paper's engine
 _LAG_STEPS = 1  # an asynchronous engine schedules one more step before it learns that a request ended
 
 Stay = tuple[int, int]
@@ -156,7 +157,9 @@ class GatedPlanner:
         return plan
 
     def reusable(self, work: StepWork, now_s: float, pending_s: float, last_output_s: float, steps: int) -> bool:
-        """As the planner's own: the gate only says who comes in."""
+        """As the planner's own, but not for long: the peak falls while the running requests advance."""
+        if steps > _RECHECK_STEPS:
+            return False
         return self._planner.reusable(work, now_s, pending_s, last_output_s, steps)
 
 

@@ -64,6 +64,8 @@ class StepPlan:
     drop: parked requests that give up their blocks as well.
     unpark: parked requests that may come back in this step.
     candidates: waiting requests in the order of admission, asked for one at a time; may be endless in cost, so lazy.
+    shut_by: the request at the head of the line for want of whose memory nobody was admitted; while it is still
+        next, and nobody leaves, nobody can be.
     """
 
     token_budget: int
@@ -75,6 +77,7 @@ class StepPlan:
     drop: list[RequestView] = field(default_factory=list)
     unpark: list[RequestView] = field(default_factory=list)
     candidates: Iterable[RequestView] = ()
+    shut_by: RequestView | None = None
 
 
 def check_plan(view: StepView, plan: StepPlan) -> None:

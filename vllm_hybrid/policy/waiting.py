@@ -203,9 +203,9 @@ class WaitingRequests:
         """Whether the client has a waiting request."""
         return key in self._lines
 
-    def clients(self, lane: Lane) -> set[ClientKey]:
-        """The clients of a lane that have a waiting request. O(clients)."""
-        return {key for key in self._lines if key[0] is lane}
+    def clients(self, lane: Lane) -> list[ClientKey]:
+        """The clients of a lane that have a waiting request, in the order in which they came. O(clients)."""
+        return [key for key in self._lines if key[0] is lane]
 
     def smallest_counter(self, lane: Lane) -> float | None:
         """Smallest counter among the clients that wait in the lane; None if nobody does."""

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.unit.policy.toy_engine import Machine, ToyEngine
-from tests.unit.policy.world import plain_counters
 from vllm_hybrid.config import load_config
 from vllm_hybrid.policy.plan import StepPlan, StepView
 from vllm_hybrid.policy.presets import PRESETS
@@ -20,11 +19,11 @@ class PresetEngine(ToyEngine):
         settings: dict[str, Any],
         check: Callable[[StepView, StepPlan], None] = lambda view, plan: None,
     ) -> None:
-        super().__init__(machine, plain_counters())
         config = load_config(settings)
         self.preset = PRESETS[config.preset]
+        super().__init__(machine, self.preset.counters(config))
         self.predictor = self.preset.predictor(config)
-        self.planner = self.preset.planner(config, self.counters, self.predictor)
+        self.planner = self.preset.make_planner(config, self.counters, self.predictor)
         self._check = check
         self._plan, self.planner.plan = self.planner.plan, self._checked
 

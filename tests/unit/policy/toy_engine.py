@@ -71,6 +71,7 @@ class ToyEngine:
         """A request arrives."""
         assert blocks_of(view.prompt_tokens + output_tokens) <= self.machine.blocks, "could never run"
         view.arrival_s = self.now_s
+        view.max_output_tokens = output_tokens
         self.outputs[view] = output_tokens
         if not self.queue.waits(view.key):
             self.counters.lift(view.key, self.queue.smallest_counter(view.key[0]))

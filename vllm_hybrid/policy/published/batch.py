@@ -49,18 +49,22 @@ class BatchPlanner:
         if self.step_tokens < budget:
             decode_tokens = sum(not v.prefilling for v in running) * view.decode_tokens
             budget = min(budget, max(int(self.step_tokens), decode_tokens))
-        return StepPlan(budget, running, candidates=self._admission(view) if len(view.waiting) else ())
+        plan = StepPlan(budget, running)
+        if len(view.waiting):
+            plan.candidates = self._admission(view, plan)
+        return plan
 
     def reusable(self, work: StepWork, now_s: float, pending_s: float, last_output_s: float, steps: int) -> bool:
         """While everybody decodes and nobody can come in there is nothing to decide."""
         return True
 
-    def _admission(self, view: StepView) -> Iterator[RequestView]:
+    def _admission(self, view: StepView, plan: StepPlan) -> Iterator[RequestView]:
         # Closed at once when the step ends, also by an exception: an open order may keep clients out of the next one.
         with contextlib.closing(self._order(view)) as order:
             for request in order:
                 if not view.ready(request):
                     continue  # could not run anyway: it stops nobody
                 if not view.admissible_tokens(request, 0):
+                    plan.shut_by = request
                     return
                 yield request

@@ -68,7 +68,8 @@ class RoundRobin:
         yield from view.waiting.resuming(Lane.ONLINE)
         ring, deficits = self._deficits.ring, self._deficits
         promised = Groups.of(view.running).promised(deficits)
-        ring.extend(view.waiting.clients(Lane.ONLINE) - set(ring))
+        known = set(ring)
+        ring.extend(key for key in view.waiting.clients(Lane.ONLINE) if key not in known)
         lines = {key: view.waiting.line(key) for key in ring}
         quantum = self._quantum or view.total_blocks * view.block_tokens / _QUANTA_PER_POOL
         while lines:
@@ -89,16 +90,15 @@ class RoundRobin:
                 self._misfit = None
                 if view.admitted_tokens(request):
                     promised[key] = promised.get(key, 0.0) + deficits.cost(key, request.missing_tokens, 0)
-            self._turn(key, view.waiting.waits(key), promised.get(key, 0.0))
-
-    def _turn(self, key: ClientKey, waits: bool, promised: float) -> None:
-        """The client's turn is over; it stays in the ring while it waits or owes."""
-        ring, deficits = self._deficits.ring, self._deficits
-        ring.rotate(-1)
-        if not waits:
-            deficits.void(key, promised)
-            if deficits.deficit(key) - promised >= 0:
+            ring.rotate(-1)
+            if not view.waiting.waits(key) and not self._owes(key, promised.get(key, 0.0)):
                 ring.remove(key)
+                lines.pop(key, None)
+
+    def _owes(self, key: ClientKey, promised: float) -> bool:
+        """The client's queue is empty: whether it stays in the ring for its debt."""
+        self._deficits.void(key, promised)
+        return self._deficits.deficit(key) < promised
 
 
 class DrrPlanner(BatchPlanner):
