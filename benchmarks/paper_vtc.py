@@ -3,9 +3,8 @@
     python -m benchmarks.paper_vtc [--quick] [--check] [--workers N] [--out FILE]
 
 Thirteen suites on a simulated A10G with the paper's pool of 10,000 tokens (the ablation: A100-80GB, 35,000 and 65,000),
-under the paper's policies and vLLM's own class.  Policies are gated, as the paper's engine is: a request is admitted
-only if all it may ever hold fits; `stock fcfs` and `vtc no gate` are not.  All policies of a suite get the same list
-of requests; figures are those of the paper's own evaluation (`vllm_hybrid/sim/service.py`).
+under the paper's policies, on its engine's admission rules, and vLLM's own class as it is.  All policies of a suite
+get the same list of requests; figures are those of the paper's own evaluation (`vllm_hybrid/sim/service.py`).
 """
 
 from __future__ import annotations

@@ -26,9 +26,10 @@ def _parts(*rates: float) -> tuple[float, ...]:
     return tuple(rate / sum(rates) for rate in rates)
 
 
+# The gap of overload/fcfs is 237,738 after 600 s and grows by 440 a second: checked as a slope.
 PUBLISHED: dict[str, Published] = {
     "overload/vtc": Published((0.496, 0.504), throughput=893, worst_gap=9_050),
-    "overload/fcfs": Published((0.333, 0.667), throughput=876, worst_gap=237_738),
+    "overload/fcfs": Published((0.333, 0.667), throughput=876),
     "proportional/vtc": Published(_parts(190, 381, 758), wait_s=(5.0, 5.2, 94)),
     "proportional/fcfs": Published(_parts(143, 287, 860), wait_s=(72, 72, 72)),
     "on_off_less/vtc": Published(wait_s=(3.5, 102)),
