@@ -8,6 +8,7 @@ which can be chosen too.
 from __future__ import annotations
 
 import gc
+import math
 import random
 import time
 from collections import deque
@@ -47,6 +48,15 @@ class Served:
 
     run: RunRecord
     samples: list[tuple[StepWork, float]] = field(default_factory=list)
+
+    def add_step(self, work: StepWork, begin_s: float, seconds: float) -> None:
+        self.samples.append((work, seconds))
+        log = self.run.steps
+        log.start_s.append(begin_s)
+        log.seconds.append(seconds)
+        log.predicted_s.append(math.nan)
+        log.prefill_tokens.append(work.prefill_tokens)
+        log.decodes.append(work.decodes)
 
 
 @contextmanager
@@ -105,7 +115,8 @@ def serve(
                 _add(engine, coming.popleft().request)
             for output in engine.step():
                 _note(records[output.request_id], output, clock())
-            served.samples += [(work, clock() - begin_s) for work in works]
+            for work in works:
+                served.add_step(work, begin_s, clock() - begin_s)
             works.clear()
     run.end_s = clock()
     return served
