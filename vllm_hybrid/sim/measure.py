@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vllm_hybrid.config import LANES
+from vllm_hybrid.sim import service
 from vllm_hybrid.sim.answers import Answer, Seconds, answers_of, end_of
 from vllm_hybrid.sim.drift import ClientService, drift_figures, services
 from vllm_hybrid.sim.statistics import ratio, spread, tidy
@@ -85,8 +86,19 @@ def client_figures(run: RunRecord, answers: Sequence[Answer], weights: Mapping[s
     longest_prompt = max((r.request.prompt_tokens for r in run.requests), default=0)
     return {
         "clients": [_client(client, total, own[client.client]) for client in whole],
-        "fairness": drift_figures(whole, longest_prompt, run.settings.pool_tokens or 0),
+        "fairness": {
+            **drift_figures(whole, longest_prompt, run.settings.pool_tokens or 0),
+            "service_difference": _service_difference(run),
+        },
     }
+
+
+def _service_difference(run: RunRecord) -> dict[str, float] | None:
+    """The row of the VTC paper's fairness table; None of a load too short for its windows."""
+    seconds = max((r.request.arrival_s for r in run.requests), default=0.0)
+    if seconds < service.WARMUP_S + service.WINDOW_S:
+        return None
+    return asdict(service.service_difference(service.served(run), service.demand_of(run), seconds))
 
 
 def _client(client: ClientService, total: float, answers: Sequence[Answer]) -> dict[str, Any]:

@@ -114,6 +114,15 @@ def test_requests_of_the_warm_up_are_not_judged_but_were_served() -> None:
     assert figures["clients"][0]["service"] == 10 + 4 + 10 + 2
 
 
+def test_the_service_difference_needs_a_load_of_some_length() -> None:
+    """One client gets all it asks for; the other asks for as much and gets nothing."""
+    requests = [answered([t + 1.0, t + 2.0], arrival_s=t, client="served") for t in range(0, 600, 2)]
+    requests += [answered([], output_tokens=2, arrival_s=t, client="starved") for t in range(0, 600, 2)]
+    difference = measure(run_of(*requests, end_s=620.0), Slo())["fairness"]["service_difference"]
+    assert difference["mean"] == pytest.approx(14 / 2, rel=0.05)  # all of what it asked for, per second
+    assert measure(run_of(*requests[:5]), Slo())["fairness"]["service_difference"] is None
+
+
 def test_requests_that_come_after_the_end_are_not_judged() -> None:
     assert measure(run_of(answered([], arrival_s=11.0, output_tokens=5)), TARGETS)["num_requests"] == 0
 
