@@ -31,7 +31,7 @@ ARROWS: dict[str, set[str]] = {
     "engine": {"policy", "cache", "config", "settings", "compat"},
     "sim": {"engine", "policy", "cache", "config", "settings", "workload"},
     "profile": {"sim", "policy", "config", "workload"},
-    "serving": {"engine", "config", "settings", "compat"},
+    "serving": {"engine", "policy", "config", "settings", "compat"},
     "ray": {"engine", "serving", "config", "settings", "compat"},
     "plugin": {"engine", "serving", "config", "settings", "compat"},
 }

@@ -32,7 +32,8 @@ def test_collecting_starts_and_ends_with_the_server() -> None:
     app = Starlette(routes=[Route("/", hello)])
     app.add_middleware(HybridMiddleware)
     engines = Engines()
-    app.state.engine_client = SimpleNamespace(engine_core=engines)
+    vllm_config = SimpleNamespace(additional_config={})
+    app.state.engine_client = SimpleNamespace(engine_core=engines, vllm_config=vllm_config)
     with TestClient(app) as client:
         while engines.asked < 1:
             time.sleep(0.01)

@@ -41,7 +41,7 @@ READS: dict[str, frozenset[str]] = {
     "drr": frozenset({"fairness", "clients", "memory"}),
     "rpm": frozenset({"memory"}),
     "hygen": frozenset({"memory"}),
-    "apt": frozenset({"memory", "slo"}),
+    "apt": frozenset({"slo"}),  # preempting is what it does: no gate
     "qoserve": frozenset({"memory", "slo"}),
     "orca": frozenset(),
     "prefill_first": frozenset({"memory"}),

@@ -13,8 +13,10 @@ from contextlib import asynccontextmanager, suppress
 from functools import cache
 from typing import Any
 
+from vllm_hybrid.serving import rate_limit
 from vllm_hybrid.serving.drain import DrainPoller
 from vllm_hybrid.serving.metrics import HybridMetrics
+from vllm_hybrid.serving.rate_limit import with_retry_after
 from vllm_hybrid.serving.request_check import install_in_server
 
 
@@ -25,8 +27,10 @@ class HybridMiddleware:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "lifespan":
-            await self._app(scope, receive, send)
+            limited = scope["type"] == "http" and getattr(scope["app"].state, "hybrid_rate", None) is not None
+            await self._app(scope, receive, with_retry_after(scope, send) if limited else send)
             return
+        rate_limit.install(scope["app"])
         async with _collecting(scope["app"].state.engine_client):
             await self._app(scope, receive, send)
 

@@ -14,6 +14,7 @@ from typing import Any
 from vllm.exceptions import VLLMValidationError
 
 from vllm_hybrid.config import IdentityError, request_identity
+from vllm_hybrid.serving.rate_limit import check_rate
 from vllm_hybrid.settings import is_selected
 
 
@@ -60,6 +61,7 @@ def install_in_server() -> None:
     @wraps(get_session_id)
     def check_and_get_session_id(request: Any, raw_request: Any) -> Any:
         check_identity(request.vllm_xargs)
+        check_rate(request.vllm_xargs, raw_request)
         return get_session_id(request, raw_request)
 
     GenerateBaseServing._get_session_id = staticmethod(check_and_get_session_id)

@@ -1,5 +1,7 @@
 """The registry: every policy by name, what it tells apart, and that no setting goes unread."""
 
+from pathlib import Path
+
 import pytest
 
 from vllm_hybrid.config import ConfigError, HybridConfig, load_config
@@ -88,3 +90,13 @@ def test_identities_are_folded_as_far_as_a_policy_tells_them_apart():
 def test_only_the_rate_limit_refuses_requests():
     assert request_rate(load_config({"preset": "rpm"})) is not None
     assert request_rate(load_config({"preset": "vtc"})) is None
+
+
+def test_the_page_of_the_policies_says_what_each_one_reads():
+    page = (Path(__file__).parents[3] / "docs" / "presets.md").read_text()
+    for name, read in READS.items():
+        row = next(row.split("|") for row in page.splitlines() if row.startswith(f"| `{name}` |"))
+        options = PresetOptions.model_fields.get(name)
+        told = {cell.strip(" `") for cell in row[5].split(",")} - {"-"}
+        assert told == (set() if options is None else set(options.annotation.model_fields))
+        assert {word.strip(" `").split("`")[0] for word in row[6].split(",")} - {"-"} == read
