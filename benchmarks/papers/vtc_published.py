@@ -52,6 +52,8 @@ PUBLISHED: dict[str, Published] = {
     "real/fcfs": Published(throughput=777, difference=(760.0, 433.5, 32_112)),
     "real/lcf": Published(throughput=778, difference=(750.5, 323.8, 29_089)),
     "real/vtc": Published(throughput=779, difference=(368.4, 251.7, 6_549)),
+    "real/vtc oracle": Published(throughput=781, difference=(329.5, 227.5, 4_476)),
+    "real/vtc predicted": Published(throughput=773, difference=(365.5, 240.3, 5_322)),
     "real/rpm30": Published(throughput=747, difference=(694, 309, 24_221)),
     "real/rpm20": Published(throughput=694, difference=(447, 196, 7_450)),
     "real/rpm15": Published(throughput=626, difference=(343, 161, 5_189)),

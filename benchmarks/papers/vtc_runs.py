@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.papers.vtc_engine import admit_at_intervals
+from benchmarks.papers.vtc_engine import use_engine
 from vllm_hybrid.config.presets import READS
 from vllm_hybrid.sim import drift, service
 from vllm_hybrid.sim.answers import answers_of
@@ -71,7 +71,6 @@ def contender(policy: str, clients: Mapping[str, Mapping[str, Any]]) -> Contende
         settings["memory"] = {"gate": "max_tokens"}
     if clients and variant != "unweighted" and "clients" in READS[settings["preset"]]:
         settings["clients"] = dict(clients)
-    admit_at_intervals(settings["preset"], variant not in ("no gate", "every step"))
     return Contender(policy, hybrid=settings)
 
 
@@ -88,7 +87,7 @@ def all_runs() -> list[Run]:
         "poisson_on_off_overload": ("vtc", "fcfs"),
         "overload-multi": ("vtc", "fcfs"),
         "overload-weighted": ("vtc", "vtc unweighted"),
-        "real": ("fcfs", "lcf", "vtc", "drr", *(f"rpm{limit}" for limit in RPM_LIMITS)),
+        "real": ("fcfs", "lcf", "vtc", "vtc oracle", "vtc predicted", "drr", *(f"rpm{limit}" for limit in RPM_LIMITS)),
     }
     durations_s = {"overload": 360.0}  # the published throughput is that of the artifact's shorter run
     runs = [Run(suite, policy, duration_s=durations_s.get(suite)) for suite in suites for policy in suites[suite]]
@@ -107,6 +106,8 @@ def measured(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
     """Simulate `run`; its figures, and what it cost on this machine."""
     requests = make_workload(run.suite, SEED, **run.parameters)
     who = contender(run.policy, WORKLOADS[run.suite].clients)
+    if who.stock is None:
+        use_engine(who.hybrid["preset"], run.policy.partition(" ")[2])
     until_s = run.window_s + _LONGEST_STAY_S if run.stops else None
     record = simulate(requests, who, load_device(run.device), SETTINGS, until_s=until_s, seed=SEED)
     steps = len(record.steps)
