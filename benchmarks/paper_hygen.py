@@ -21,6 +21,7 @@ from benchmarks.papers.hygen_search import GRIDS, SEED, Search, Target, profiled
 RATES = (0.5, 1.0, 2.0, 3.0)
 MEAN = tuple(Target("mean", tolerance) for tolerance in (0.05, 0.1, 0.2, 0.5))
 TARGETS = (*MEAN, Target("p99", 0.05))
+HYBRID_TARGETS = (MEAN[0], MEAN[2])  # where it stands today; its own claims come with the lanes
 POLICIES = ("sarathi", "sarathi_pp", *GRIDS)
 PUBLISHED_PREDICTOR_ERROR = 0.0178
 
@@ -54,7 +55,7 @@ def main() -> int:
     given = arguments("paper_hygen", __doc__.splitlines()[0])
     rates, targets, window_s = (RATES, TARGETS, 300.0) if not given.quick else ((3.0,), (MEAN[0], MEAN[3]), 60.0)
     searches = [
-        Search(policy, qps, targets if policy in GRIDS else (), window_s)
+        Search(policy, qps, _targets_of(policy, targets), window_s)
         for qps in reversed(rates)  # the long ones first
         for policy in reversed(POLICIES)
     ]
@@ -79,6 +80,12 @@ def main() -> int:
     return finish(given, told, {"wall_s": watch.seconds, "searches": timing}, checks)
 
 
+def _targets_of(policy: str, targets: tuple[Target, ...]) -> tuple[Target, ...]:
+    if policy == "hybrid":
+        return tuple(target for target in targets if target in HYBRID_TARGETS)
+    return targets if policy in GRIDS else ()
+
+
 def _unbound_row(results: Mapping[str, Any], qps: float) -> dict[str, str]:
     alone, unbound = results[f"{qps:g} req/s sarathi"], results[f"{qps:g} req/s sarathi_pp"]
     return {
@@ -97,7 +104,7 @@ def _unbound_row(results: Mapping[str, Any], qps: float) -> dict[str, str]:
 
 
 def _row(results: Mapping[str, Any], qps: float, target: Target) -> dict[str, str]:
-    hygen, star, hybrid = (results[f"{qps:g} req/s {policy}"][target.name] for policy in GRIDS)
+    hygen, star, hybrid = (results[f"{qps:g} req/s {policy}"].get(target.name) for policy in GRIDS)
     alone = results[f"{qps:g} req/s sarathi"]["online"]
     known = REFERENCE.get((qps, target.name))
     return {
@@ -113,7 +120,7 @@ def _row(results: Mapping[str, Any], qps: float, target: Target) -> dict[str, st
         "(reference)  ": f"{known[2]:.1f}x" if known else "-",
         "kept": f"{hygen['ratio'] - 1:+.1%}",
         "next window": f"{hygen['later_ratio'] - 1:+.1%}" if "later_ratio" in hygen else "-",
-        "hybrid tok/s": f"{hybrid['offline']:.0f}",
+        "hybrid tok/s": f"{hybrid['offline']:.0f}" if hybrid else "-",
     }
 
 

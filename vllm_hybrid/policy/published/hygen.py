@@ -161,6 +161,8 @@ class HygenPlanner:
         with contextlib.closing(self._offline_line(view)) as line:
             for v in filter(view.ready, line):
                 needed = view.admissible_tokens(v, 0)
+                if not needed and not v.started:  # one that ran before would shut out online newcomers too
+                    step.plan.shut_by = v
                 limit = min(self._chunk(step, force=step.empty), view.max_chunk_tokens)
                 if not needed or limit < 1:
                     return

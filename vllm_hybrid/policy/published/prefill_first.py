@@ -14,6 +14,7 @@ from vllm_hybrid.policy.latency import StepTimePredictor, StepWork
 from vllm_hybrid.policy.plan import StepPlan, StepView
 from vllm_hybrid.policy.published.orders import by_arrival
 from vllm_hybrid.policy.published.whole_prompts import whole_prompts
+from vllm_hybrid.policy.request import RequestView
 
 
 class PrefillFirstPlanner:
@@ -28,8 +29,9 @@ class PrefillFirstPlanner:
         """Decide one iteration."""
         decodes = [v for v in view.running if not v.prefilling]
         started = [v for v in view.running if v.prefilling]  # prompts longer than a step
-        if not started and not self._head_fits(view):
-            return StepPlan(token_budget=view.max_tokens, order=decodes)
+        head = self._head(view)
+        if not started and (head is None or not view.admissible_tokens(head, 0)):
+            return StepPlan(token_budget=view.max_tokens, order=decodes, shut_by=head)
         tokens = view.max_tokens - sum(v.missing_tokens for v in started)
         return StepPlan(
             token_budget=view.max_tokens,
@@ -39,12 +41,12 @@ class PrefillFirstPlanner:
         )
 
     @staticmethod
-    def _head_fits(view: StepView) -> bool:
+    def _head(view: StepView) -> RequestView | None:
+        """Who would come in next, if there is a slot."""
         if view.free_slots < 1:
-            return False
+            return None
         with contextlib.closing(by_arrival(view)) as line:
-            head = next(filter(view.ready, line), None)
-        return head is not None and view.admissible_tokens(head, 0) > 0
+            return next(filter(view.ready, line), None)
 
     def reusable(self, work: StepWork, now_s: float, pending_s: float, last_output_s: float, steps: int) -> bool:
         """While the same requests decode and nobody can come in, the plan is the same."""
