@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from tests.oracle.ours import HYBRID
 from tests.oracle.workload import Shape, check_end, draw_load, play
 from vllm_hybrid.config.presets import NEED_TARGETS, READS
+from vllm_hybrid.engine.scheduler import HybridMixin
+from vllm_hybrid.engine.tally import StepMode
 from vllm_hybrid.policy.presets import PRESETS
 from vllm_hybrid.policy.request import Lane
 from vllm_hybrid.sim.modelfree import World
@@ -76,3 +78,20 @@ def test_behind_the_gate_nothing_is_preempted_for_memory(
     assert unplanned == []
     if not PRESETS[preset].lanes:
         assert sum(played.loop.scheduler.tally.preemptions[lane] for lane in Lane) == 0
+
+
+@pytest.mark.parametrize("async_mode", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("preset", ["fcfs", "sarathi", "vtc"])
+def test_a_head_that_finds_no_memory_is_not_asked_in_every_step_and_nothing_is_missed(preset, async_mode, monkeypatch):
+    def steps_and_modes():
+        world = World(async_mode, num_blocks=60, hybrid=settings_of(preset))
+        steps = []
+        jobs = draw_load(3, Shape(jobs=40, output_tokens=150, arrival_steps=1))
+        played = play(HYBRID, world, jobs, on_schedule=lambda step: steps.append(dict(step.num_scheduled_tokens)))
+        return steps, played.loop.scheduler.tally.steps
+
+    steps, modes = steps_and_modes()
+    monkeypatch.setattr(HybridMixin, "_is_shut", lambda scheduler: False)
+    steps_asked, modes_asked = steps_and_modes()
+    assert steps == steps_asked
+    assert modes[StepMode.PLAN] < 0.6 * modes_asked[StepMode.PLAN]
