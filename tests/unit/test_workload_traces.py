@@ -111,6 +111,17 @@ def test_a_file_that_cannot_be_read_is_one_line_too(tmp_path):
     assert "is not CSV text" in error_of(binary)
 
 
+def test_a_lane_is_one_of_two(tmp_path):
+    rows = "arrival_s,prompt_tokens,output_tokens,lane\n0,1,1,offline\n0,1,1,\n0,1,1,{}\n"
+    assert [r.lane for r in load_trace(write(tmp_path / "t.csv", rows.format("online")))] == [
+        "offline",
+        "online",
+        "online",
+    ]
+    problem = error_of(write(tmp_path / "u.csv", rows.format("batch")))
+    assert "row 4, column 'lane': must be one of online, offline, is 'batch'" in problem
+
+
 def test_what_no_server_has_room_for_is_refused(tmp_path):
     path = write(tmp_path / "t.csv", CSV)
     assert load_trace(path, most_tokens=505) == ROWS

@@ -150,8 +150,17 @@ def load(given: argparse.Namespace, seed: int, longest: int, until_s: float | No
 def _of_trace(given: argparse.Namespace, longest: int) -> list[SimRequest]:
     rows = load_trace(given.trace, columns=_pairs("--columns", given.columns), most_tokens=longest)
     return [
-        SimRequest(f"r{i:06d}", r.arrival_s, r.prompt_tokens, r.output_tokens, client=r.client, hash_ids=r.hash_ids)
-        for i, r in enumerate(rows)
+        SimRequest(
+            f"r{index:06d}",
+            row.arrival_s,
+            row.prompt_tokens,
+            row.output_tokens,
+            client=row.client,
+            lane=row.lane,
+            hash_ids=row.hash_ids,
+            priority=int(row.lane == "offline"),  # for vLLM's own `priority`
+        )
+        for index, row in enumerate(rows)
     ]
 
 

@@ -1,7 +1,7 @@
 """One loader for request traces: CSV or JSONL, gzipped or not, any column names.
 
 A trace has a row per request with its arrival in seconds and its prompt and output lengths in tokens; a
-client and the ids of the prompt's blocks (equal leading ids mean a shared prefix) are optional.  What cannot
+client, a lane and the ids of the prompt's blocks (equal leading ids mean a shared prefix) are optional.  What cannot
 be replayed is refused here, in one line that names file, row and column: a load generator that quietly
 repairs its input measures something else than it says.  Rows are counted as lines of the
 file, so the first row of a CSV is 2.
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 _SUFFIXES = (".csv", ".jsonl")
+_LANES = ("online", "offline")
 _MAX_SHOWN = 60
 
 
@@ -36,6 +37,7 @@ class TraceRequest:
     output_tokens: int
     client: str = "default"
     hash_ids: tuple[int, ...] = ()
+    lane: str = "online"
 
 
 @dataclass(slots=True)
@@ -88,6 +90,14 @@ class _Row:
         value = self.get("client")
         return "default" if value is None or value == "" else str(value)
 
+    def lane(self) -> str:
+        value = self.get("lane")
+        if value is None or value == "":
+            return "online"
+        if value not in _LANES:
+            raise self.fail("lane", f"must be one of {', '.join(_LANES)}, is {_shown(value)}")
+        return str(value)
+
     def hash_ids(self) -> tuple[int, ...]:
         value = self.get("hash_ids")
         if value is None or value == "":
@@ -124,7 +134,7 @@ def load_trace(
         prompt, output = row.tokens("prompt_tokens"), row.tokens("output_tokens")
         if most_tokens is not None and prompt + output > most_tokens:
             raise row.fail("prompt_tokens", f"{prompt} and {output} output tokens: at most {most_tokens} fit together")
-        requests.append(TraceRequest(arrival_s, prompt, output, row.client(), row.hash_ids()))
+        requests.append(TraceRequest(arrival_s, prompt, output, row.client(), row.hash_ids(), row.lane()))
     if not requests:
         raise TraceError(f"{path}: holds no requests")
     return requests
