@@ -14,6 +14,7 @@ import argparse
 import csv
 import gzip
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -104,6 +105,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="exit 1 when a tolerance fails")
     parser.add_argument("--out", type=Path, help="write the table as JSON")
     args = parser.parse_args()
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     path = trace_path(RECORDING)
     if not path.exists():
         print(f"skipped: the recording {RECORDING} is not there; VLLM_HYBRID_TRACES names the folder it lies in")

@@ -62,6 +62,7 @@ class HybridMixin(Steering):
         self._offline_runs = False
         self._shut_by: RequestView | None = None  # who stopped the admissions of the last plan,
         self._shut_at_blocks = 0  # and how many blocks were free after it
+        self._reserve_blocks: int | None = None  # that admissions leave free
         self._forget_at = _MANY_CLIENTS
         self._error_logged = False
         self.planner = preset.make_planner(self.hybrid_config, self.counters, self.predictor)
@@ -119,9 +120,13 @@ class HybridMixin(Steering):
             return False
 
     def _is_shut(self) -> bool:
-        """Whether the request that found no memory when the last plan was made is still next, and finds no more."""
+        """Whether nobody finds memory: there is none, or whom the last plan had none for is next and finds no more."""
+        free = self.kv_cache_manager.block_pool.get_num_free_blocks()
+        reserve = self._reserve_blocks
+        if reserve is not None and self.running and free <= reserve + self.kv_cache_manager.watermark_blocks:
+            return True
         stopped = self._shut_by
-        if stopped is None or self.kv_cache_manager.block_pool.get_num_free_blocks() > self._shut_at_blocks:
+        if stopped is None or free > self._shut_at_blocks:
             return False
         if stopped.started:  # those that ran before come first, and no other can have joined them
             return True
@@ -161,6 +166,7 @@ class HybridMixin(Steering):
         stands = not (plan.paused or plan.park or plan.caps or self._inflight_prefills)
         self._planned_membership = membership if stands else -1  # who came in during the step is not in the order yet
         self._shut_by = plan.shut_by
+        self._reserve_blocks = plan.reserve_blocks
         self._shut_at_blocks = self.kv_cache_manager.block_pool.get_num_free_blocks()
         self._offline_runs = any(v.key[0] is Lane.OFFLINE for v in plan.order)
         self._steps_since_plan = 1

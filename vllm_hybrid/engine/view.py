@@ -158,8 +158,11 @@ class Viewer:
             return 1  # never admitted, but vLLM must see it
         manager = s.kv_cache_manager
         margin = manager.watermark_blocks + reserve_blocks if s.running else 0
+        free = manager.block_pool.get_num_free_blocks() - margin
+        if free < 1 and not view.handle.num_computed_tokens:
+            return 0  # whatever the prefix cache has of it, its last token needs a block: no look-up
         blocks, tokens = self._demand(view.handle)
-        return tokens if blocks + margin <= manager.block_pool.get_num_free_blocks() else 0
+        return tokens if blocks <= free else 0
 
     @staticmethod
     def admitted_tokens(view: RequestView) -> int:

@@ -54,6 +54,8 @@ class Admission:
         with contextlib.closing(self.view.waiting.walk(lane, self.promised, closed)) as newcomers:
             for request in itertools.chain(self._resuming(lane), newcomers):
                 barred = request.bypassed >= MAX_BYPASSES
+                if barred:
+                    self.plan.reserve_blocks = None
                 tokens = self.view.admissible_tokens(request, 0 if barred else reserve)
                 if not tokens:
                     if not self.view.ready(request):

@@ -73,6 +73,7 @@ class HybridPlanner:
             if len(plan.order) == len(plan.paused):
                 tokens = max(tokens, UNTRAINED_TOKENS)
             plan.token_budget = max(1, min(view.max_tokens, tokens))
+        plan.reserve_blocks = self._reserve(groups)
         if room.slots > 0 or room.placed:
             plan.candidates = iter(self._admission(view, plan, groups, room, online, offline, bool(heads)))
         return plan

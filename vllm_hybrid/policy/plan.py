@@ -66,6 +66,8 @@ class StepPlan:
     candidates: waiting requests in the order of admission, asked for one at a time; may be endless in cost, so lazy.
     shut_by: the request at the head of the line for want of whose memory nobody was admitted; while it is still
         next, and nobody leaves, nobody can be.
+    reserve_blocks: what every admission leaves free: while no more than that is free, and nobody leaves, the plan
+        stands. None: no such promise.
     """
 
     token_budget: int
@@ -78,6 +80,7 @@ class StepPlan:
     unpark: list[RequestView] = field(default_factory=list)
     candidates: Iterable[RequestView] = ()
     shut_by: RequestView | None = None
+    reserve_blocks: int | None = None
 
 
 def check_plan(view: StepView, plan: StepPlan) -> None:
