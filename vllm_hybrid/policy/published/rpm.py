@@ -32,7 +32,7 @@ class RequestRate:
         while times and now_s - times[0] > WINDOW_S:
             times.popleft()
         if len(times) >= self._limit:
-            return times[0] + WINDOW_S - now_s
+            return WINDOW_S - (now_s - times[0])
         times.append(now_s)
         self._accepted.move_to_end(client)
         return None
