@@ -116,8 +116,8 @@ class SloConfig(Section):
 
 class OfflineLane(Section):
     preempt_interval_s: Positive = 5.0
-    """An offline request loses its memory to online arrivals at most once in this many seconds. (vLLM itself may
-    still take it earlier when a running request finds no block and nobody else is left to lose.)"""
+    """An offline request loses its memory to others at most once in this many seconds, and comes back only where it
+    can keep it for as long again; unless nobody at all could run otherwise."""
 
 
 class LanesConfig(Section):

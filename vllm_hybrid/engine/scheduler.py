@@ -1,9 +1,9 @@
 """The adapter: one engine step from view to plan to vLLM's own `schedule()` to the books.
 
-With one client and no latency target there is nothing to decide: the step is vLLM's own, untouched. When nobody came
-or left, the last plan is used again. Otherwise the state is read into a `StepView`, the policy answers with a
-`StepPlan`, `Steering` sets it into vLLM's scheduler, and what vLLM did is held against it. When the policy fails, the
-step is vLLM's own and the failure is counted. Nothing of vLLM's scheduler is copied.
+With one online client and no latency target there is nothing to decide: the step is vLLM's own, untouched. When
+nobody came or left, the last plan is used again. Otherwise the state is read into a `StepView`, the policy answers
+with a `StepPlan`, `Steering` sets it into vLLM's scheduler, and what vLLM did is held against it. When the policy
+fails, the step is vLLM's own and the failure is counted. Nothing of vLLM's scheduler is copied.
 """
 
 from __future__ import annotations
@@ -85,12 +85,14 @@ class HybridMixin(Steering):
         return output
 
     def _stock_step(self) -> bool:
-        """Whether there is nothing to decide: one client, no target; or vLLM admits nobody (sleep, weight update)."""
+        """Whether there is nothing to decide: one client, online, no target; or vLLM admits nobody (sleep, say)."""
         if self._pause_state != PauseState.UNPAUSED:
             return True
         if self.planner is not None and self.planner.always:
             return False
-        return len(self._live) <= 1 and not self.hybrid_config.slo.has_online_target
+        if len(self._live) > 1 or self.hybrid_config.slo.has_online_target:
+            return False
+        return all(lane is Lane.ONLINE for lane, _ in self._live)
 
     def _schedule_stock(self, throttle_prefills: bool) -> SchedulerOutput:
         self._planned_membership = -1
@@ -109,6 +111,8 @@ class HybridMixin(Steering):
         if self._offline_runs and self.waiting_requests.lane_length(Lane.ONLINE):
             return False
         if running * (1 + self.num_spec_tokens) > self._full_budget:
+            return False
+        if self._offline_runs and self.viewer.growth_is_tight():
             return False
         now_s, timer = self.clock(), self.timer
         work = StepWork(decodes=running, context_tokens=self.ledger.work.context_tokens + running)

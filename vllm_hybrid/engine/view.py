@@ -93,8 +93,9 @@ class Viewer:
             waiting=waiting,
             free_slots=self.free_slots(),
             free_blocks=pool.get_num_free_blocks() - s.kv_cache_manager.watermark_blocks,
-            total_blocks=pool.num_gpu_blocks,
+            growth_blocks_free=pool.get_num_free_blocks(),
             block_tokens=s.block_size,
+            total_blocks=pool.num_gpu_blocks,
             max_tokens=s.max_num_scheduled_tokens,
             max_chunk_tokens=self._max_chunk_tokens(),
             decode_tokens=decode_tokens,
@@ -105,6 +106,7 @@ class Viewer:
             admitted_tokens=self.admitted_tokens,
             blocks_needed=self.blocks_needed,
             reclaimable_blocks=self.reclaimable_blocks,
+            growth_blocks=self.growth_blocks,
         )
 
     def _parked_view(self, request: Request) -> RequestView:
@@ -205,6 +207,28 @@ class Viewer:
             prefill_end=max(request.num_prompt_tokens, request.num_tokens - 1),
         )
         return blocks, max(1, request.num_tokens - done)
+
+    def growth_is_tight(self) -> bool:
+        """Whether the next step's decodes could take more blocks than are free."""
+        s = self._s
+        most = len(s.running) * (2 + (1 + s.num_spec_tokens) // s.block_size)
+        return most > s.kv_cache_manager.block_pool.get_num_free_blocks()
+
+    def growth_blocks(self, view: RequestView, tokens: int) -> int:
+        """Blocks that vLLM would allocate if the running request computed `tokens` more now."""
+        s, request = self._s, view.handle
+        done = request.num_computed_tokens
+        manager = s.kv_cache_manager
+        return manager.coordinator.get_num_blocks_to_allocate(
+            request_id=request.request_id,
+            num_tokens=min(done + tokens + s.num_lookahead_tokens, s.max_model_len),
+            new_computed_blocks=manager.empty_kv_cache_blocks.blocks,
+            num_encoder_tokens=0,
+            total_computed_tokens=done,
+            num_local_computed_tokens=done,
+            num_tokens_main_model=done + tokens,
+            prefill_end=max(request.num_prompt_tokens, request.num_tokens - 1),
+        )
 
     def reclaimable_blocks(self, view: RequestView) -> int:
         """Blocks that come free when the request gives up its memory; 0 if it must not be asked to now."""

@@ -4,16 +4,19 @@ Online before offline. In a lane: first those that ran before and lost their mem
 does not fit closes its client's line for the step and lets other clients pass, at most `MAX_BYPASSES` times: from
 then on it stops the lane until it fits, so a large prompt waits for a bounded number of smaller ones. An online
 request that does not fit stops all offline admissions. An offline victim comes back after its rest
-(`preempt_interval_s`), or when nothing else would run.
+(`preempt_interval_s`) where it can keep its memory for as long again, or when nothing else would run.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
+import math
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
+from vllm_hybrid.policy.comeback import Comeback
 from vllm_hybrid.policy.latency import StepTimePredictor
 from vllm_hybrid.policy.offline import UNTRAINED_TOKENS, Budget
 from vllm_hybrid.policy.plan import StepPlan, StepView
@@ -24,7 +27,7 @@ _MAX_MISFITS = 4  # requests that did not fit, per lane and step: each costs a p
 _OFFLINE_RESERVE = 0.05  # of the pool: offline work leaves it to the growth of what runs
 
 
-@dataclass(slots=True)
+@dataclass
 class Admission:
     """Offers waiting requests one at a time; the engine admits or passes over each before it asks for the next."""
 
@@ -53,15 +56,19 @@ class Admission:
         # Closed at once when the step ends, also by an exception: an open walk keeps clients out of the next one.
         with contextlib.closing(self.view.waiting.walk(lane, self.promised, closed)) as newcomers:
             for request in itertools.chain(self._resuming(lane), newcomers):
+                if passed and passed[-1].started and request.started and lane is Lane.OFFLINE:
+                    continue  # victims come back one after the other
                 barred = request.bypassed >= MAX_BYPASSES
                 if barred:
                     self.plan.reserve_blocks = None
-                tokens = self.view.admissible_tokens(request, 0 if barred else reserve)
+                rest = self._comeback.reserve_blocks(request) if self._comes_back(request) else 0
+                tokens = self.view.admissible_tokens(request, rest + (0 if barred else reserve))
                 if not tokens:
                     if not self.view.ready(request):
                         continue  # could not run anyway: it stops nobody
                     passed.append(request)
-                    closed.add(request.key)
+                    if not rest:  # else its client's other requests may use what it must not
+                        closed.add(request.key)
                     if barred or len(passed) >= _MAX_MISFITS:
                         return False
                     continue
@@ -82,9 +89,19 @@ class Admission:
                         self.admitted += 1
                         budget.spend(chunk, self.predictor.prefill_seconds(chunk, done_tokens))
                         self._bypass(passed)
+                        if self._comes_back(request):
+                            self._comeback.admitted(request)
                 if any(other.bypassed >= MAX_BYPASSES for other in passed):
                     return False
         return not passed
+
+    @functools.cached_property
+    def _comeback(self) -> Comeback:
+        return Comeback(self.view, self.plan.order, self.predictor, self.interval_s)
+
+    @staticmethod
+    def _comes_back(request: RequestView) -> bool:
+        return request.disturbed_s > -math.inf and request.key[0] is Lane.OFFLINE
 
     @staticmethod
     def _bypass(passed: list[RequestView]) -> None:

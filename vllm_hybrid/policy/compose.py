@@ -18,6 +18,7 @@ from vllm_hybrid.config import HybridConfig
 from vllm_hybrid.policy.admission import Admission
 from vllm_hybrid.policy.fairness import VirtualCounters
 from vllm_hybrid.policy.groups import Groups
+from vllm_hybrid.policy.growth import Growth
 from vllm_hybrid.policy.latency import StepTimePredictor, StepWork
 from vllm_hybrid.policy.offline import UNTRAINED_TOKENS, Budget, OfflineFiller
 from vllm_hybrid.policy.plan import StepPlan, StepView
@@ -73,6 +74,8 @@ class HybridPlanner:
             if len(plan.order) == len(plan.paused):
                 tokens = max(tokens, UNTRAINED_TOKENS)
             plan.token_budget = max(1, min(view.max_tokens, tokens))
+        if groups.offline or view.parked:
+            Growth(view, plan, self._interval_s).settle()
         plan.reserve_blocks = self._reserve(groups)
         if room.slots > 0 or room.placed:
             plan.candidates = iter(self._admission(view, plan, groups, room, online, offline, bool(heads)))

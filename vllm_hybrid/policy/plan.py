@@ -29,6 +29,7 @@ class StepView:
     `blocks_needed(view)`: KV blocks that the admission of a waiting or parked request takes.
     `reclaimable_blocks(view)`: KV blocks that come free when a running or parked request gives up its memory; 0 if
     they may not be taken now.
+    `growth_blocks(view, tokens)`: KV blocks that a running request takes for `tokens` more.
     """
 
     now_s: float
@@ -36,9 +37,10 @@ class StepView:
     parked: Sequence[RequestView]
     waiting: WaitingRequests
     free_slots: int
-    free_blocks: int
-    total_blocks: int
+    free_blocks: int  # for admissions
+    growth_blocks_free: int  # for running requests: the watermark is not kept from them
     block_tokens: int  # tokens of one block
+    total_blocks: int
     max_tokens: int  # most tokens a step may hold
     max_chunk_tokens: int  # most prefill tokens of one request in a step
     decode_tokens: int  # tokens one decode takes: 1 + speculative drafts
@@ -49,6 +51,7 @@ class StepView:
     admitted_tokens: Callable[[RequestView], int]
     blocks_needed: Callable[[RequestView], int]
     reclaimable_blocks: Callable[[RequestView], int]
+    growth_blocks: Callable[[RequestView, int], int]
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ and nobody loses its memory twice within `preempt_interval_s`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from vllm_hybrid.policy.plan import StepView
@@ -27,6 +27,29 @@ class Room:
     placed: int = 0  # online heads that will find room
     stuck: bool = False  # an online head stays out for want of room
     more: bool = False  # online requests that could run wait behind those placed
+
+
+def cheapest(
+    view: StepView, victims: Sequence[RequestView], missing: int, rested_s: float
+) -> tuple[list[RequestView], int]:
+    """The cheapest of `victims` whose blocks cover `missing`, and what is missing still (negative: left over).
+
+    victims: the most computed tokens first. rested_s: who was disturbed after this time is left alone.
+    """
+    taken: list[tuple[int, RequestView]] = []
+    for victim in reversed(victims):
+        if missing <= 0:
+            break
+        blocks = view.reclaimable_blocks(victim) if victim.disturbed_s <= rested_s else 0
+        if blocks:
+            taken.append((blocks, victim))
+            missing -= blocks
+    # The last one may have freed so much that an earlier one need not have moved.
+    for blocks, victim in sorted(taken, key=lambda pair: -pair[1].computed_tokens):
+        if blocks <= -missing:
+            taken.remove((blocks, victim))
+            missing += blocks
+    return [victim for _, victim in taken], missing
 
 
 class RoomMaker:
@@ -53,8 +76,8 @@ class RoomMaker:
     def _place(self, needed: int, reserve_blocks: int) -> bool:
         room = self.room
         missing = needed + reserve_blocks - room.blocks
-        drop, missing = self._give_up(self._parked, missing)
-        preempt, missing = self._give_up(self._running, missing)
+        drop, missing = cheapest(self._view, self._parked, missing, self._rested_s)
+        preempt, missing = cheapest(self._view, self._running, missing, self._rested_s)
         slots = room.slots + len(preempt)
         park = self._parkable(preempt) if slots < 1 else None
         if missing > 0 or (slots < 1 and park is None):
@@ -68,23 +91,6 @@ class RoomMaker:
         room.slots = slots - 1 + (park is not None)
         room.blocks = reserve_blocks - missing
         return True
-
-    def _give_up(self, victims: list[RequestView], missing: int) -> tuple[list[RequestView], int]:
-        """The cheapest of `victims` whose blocks cover `missing`, and what is missing still (negative: left over)."""
-        taken: list[tuple[int, RequestView]] = []
-        for victim in reversed(victims):
-            if missing <= 0:
-                break
-            blocks = self._view.reclaimable_blocks(victim) if victim.disturbed_s <= self._rested_s else 0
-            if blocks:
-                taken.append((blocks, victim))
-                missing -= blocks
-        # The last one may have freed so much that an earlier one need not have moved.
-        for blocks, victim in sorted(taken, key=lambda pair: -pair[1].computed_tokens):
-            if blocks <= -missing:
-                taken.remove((blocks, victim))
-                missing += blocks
-        return [victim for _, victim in taken], missing
 
     def _parkable(self, preempt: list[RequestView]) -> RequestView | None:
         """The request to give its slot; one whose blocks must not move keeps its slot too."""

@@ -71,8 +71,7 @@ class ToyEngine:
         """A request arrives."""
         assert blocks_of(view.prompt_tokens + output_tokens) <= self.machine.blocks, "could never run"
         view.arrival_s = self.now_s
-        view.max_output_tokens = output_tokens
-        self.outputs[view] = output_tokens
+        self.outputs[view] = view.max_output_tokens = output_tokens
         if not self.queue.waits(view.key):
             self.counters.lift(view.key, self.queue.smallest_counter(view.key[0]))
         self.queue.add(view)
@@ -88,6 +87,7 @@ class ToyEngine:
             now_s=self.now_s,
             last_output_s=self.last_output_s,
             max_tokens=self.machine.step_tokens,
+            growth_blocks_free=self.pool.free,
         )
         plan = self.planner.plan(view)
         check_plan(view, plan)

@@ -43,6 +43,7 @@ def request(client: str = "a", lane: Lane = ONLINE, prompt_tokens: int = 64, **f
         "order_s": float(number),
         "priority": 0,
         "prompt_tokens": prompt_tokens,
+        "max_output_tokens": 16,
         "handle": None,
         "missing_tokens": prompt_tokens,
     }
@@ -104,6 +105,10 @@ class Pool:
     def admitted_tokens(self, view: RequestView) -> int:
         return view.missing_tokens if view in self.taken else 0
 
+    @staticmethod
+    def growth(view: RequestView, tokens: int) -> int:
+        return blocks_of(view.computed_tokens + tokens) - blocks_of(view.computed_tokens)
+
     def reclaimable(self, view: RequestView) -> int:
         return 0 if view in self.pinned else blocks_of(view.computed_tokens)
 
@@ -142,8 +147,9 @@ def step_view(
         "waiting": waiting() if queue is None else queue,
         "free_slots": slots - len(running),
         "free_blocks": pool.free - pool.watermark,
-        "total_blocks": pool.total,
+        "growth_blocks_free": pool.total,  # enough, unless a test says otherwise
         "block_tokens": BLOCK_TOKENS,
+        "total_blocks": pool.total,
         "max_tokens": 512,
         "max_chunk_tokens": fields.get("max_tokens", 512),
         "decode_tokens": 1,
@@ -154,6 +160,7 @@ def step_view(
         "admitted_tokens": pool.admitted_tokens,
         "blocks_needed": pool.needed,
         "reclaimable_blocks": pool.reclaimable,
+        "growth_blocks": pool.growth,
     }
     return StepView(**(record | fields))
 
