@@ -88,6 +88,8 @@ def _allowed(field: dict[str, Any]) -> str:
         return f"`{field['const']}`"
     if "enum" in field:
         return ", ".join(f"`{value}`" for value in field["enum"])
+    if "maximum" in field:
+        return f"number from {field['minimum']:g} to {field['maximum']:g}"
     if "exclusiveMinimum" in field:
         kind = "integer" if field["type"] == "integer" else "number"
         return f"{kind} > {field['exclusiveMinimum']:g}"

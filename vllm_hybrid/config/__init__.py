@@ -22,7 +22,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, StrictBool, ValidationError, model_validator
 
 from vllm_hybrid.config.presets import NEED_TARGETS, PresetName, PresetOptions, without_effect
-from vllm_hybrid.config.section import Positive, Section, changed
+from vllm_hybrid.config.section import Fraction, Positive, Section, changed
 
 LANES = ("online", "offline")
 DEFAULT_LANE = "online"
@@ -130,6 +130,18 @@ class FairnessConfig(Section):
 
     output_weight: Positive = 2.0
     """Service charged to a client per generated token (w_q of the VTC paper)."""
+
+    charge_cached: Fraction = 0.0
+    """Part of its price that a prompt token costs which the prefix cache holds. 0: shared prefixes are free to whoever
+    comes later. 1: nobody can ride on another's prefixes."""
+
+    bill_recompute: StrictBool = False
+    """Charge prompt tokens again that a preemption makes be computed again. false: the victim does not pay twice."""
+
+    prediction: Literal["none", "mean", "median", "max_tokens"] = "none"
+    """What counts, when clients are compared, for output that admitted requests have not generated yet. none: nothing.
+    mean: the client's smoothed mean. median: that of its last 64 answers longer than what is generated already.
+    max_tokens: all that a request may generate, for callers that use it up."""
 
 
 class ClientConfig(Section):

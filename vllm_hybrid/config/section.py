@@ -7,15 +7,16 @@ from typing import Annotated
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
-def _no_bool(value: object) -> object:
+def no_bool(value: object) -> object:
     """pydantic reads true as 1.0; in a YAML file `ttft_s: yes` is a mistake, not one second."""
     if isinstance(value, bool):
         raise ValueError("must be a number")
     return value
 
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_no_bool)]
-Count = Annotated[int, Field(gt=0), BeforeValidator(_no_bool)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(no_bool)]
+Fraction = Annotated[float, Field(ge=0, le=1), BeforeValidator(no_bool)]
+Count = Annotated[int, Field(gt=0), BeforeValidator(no_bool)]
 
 
 class Section(BaseModel):

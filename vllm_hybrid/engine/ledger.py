@@ -1,8 +1,8 @@
 """What a step computed: who pays for it, what lane it served, and what the predictor learns from it.
 
-Charged are tokens really computed: each prompt token once (prefix hits are free, a recompute after preemption is not
-billed again), each output token when it is computed, speculative drafts as computed work. A step in which the same
-requests decode again is charged per client, not per request.
+Charged are tokens really computed: each prompt token once (`policy/billing.py`), each output token when it is
+computed, speculative drafts as computed work. A step in which the same requests decode again is charged per client,
+not per request.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from vllm.v1.request import Request
 
+from vllm_hybrid.policy.billing import PromptBilling
 from vllm_hybrid.policy.fairness import VirtualCounters
 from vllm_hybrid.policy.latency import StepWork
 from vllm_hybrid.policy.request import ClientKey, RequestView
@@ -29,8 +30,11 @@ class Served:
 class Ledger:
     """Bills every step to the clients in it; `settle` must be called before the counters are read."""
 
-    def __init__(self, counters: VirtualCounters, view_of: Callable[[Request], RequestView]) -> None:
+    def __init__(
+        self, counters: VirtualCounters, view_of: Callable[[Request], RequestView], billing: PromptBilling
+    ) -> None:
         self._counters = counters
+        self._billing = billing
         self._view_of = view_of
         self._decoding: Counter[ClientKey] = Counter()  # who decoded in the step that `repeat` continues
         self._repeats = 0  # how often since then
@@ -41,7 +45,7 @@ class Ledger:
         """Bill a step. Called before vLLM advances `num_computed_tokens`."""
         self.settle()
         work = StepWork()
-        paid: dict[ClientKey, list[int]] = {}
+        paid: dict[ClientKey, list[float]] = {}
         view_of = self._view_of
         decoding: Counter[ClientKey] = Counter()
         self._decoding = decoding
@@ -56,21 +60,23 @@ class Ledger:
             if missing == 1 or tokens > missing:
                 work.decodes += 1
                 work.context_tokens += done
-                bill = (0, tokens)
+                bill = (0, tokens, 0.0)
                 decoding[view.key] += 1
             else:
                 work.prefills += 1
                 work.prefill_tokens += tokens
                 work.pairs += tokens * (done + tokens / 2)
-                bill = self._prefill_bill(view, done, tokens, sampled=tokens == missing)
+                fresh, due = self._billing.bill(view, done, tokens)
+                bill = (fresh, int(tokens == missing), due)
             entry = paid.get(view.key)
             if entry is None:
                 paid[view.key] = list(bill)
             else:
                 entry[0] += bill[0]
                 entry[1] += bill[1]
-        for key, (prompt, output) in paid.items():
-            self._pay(key, prompt, output)
+                entry[2] += bill[2]
+        for key, (prompt, output, due) in paid.items():
+            self._pay(key, int(prompt), int(output), due)
         self.work = work
 
     def repeat(self, decodes: int) -> None:
@@ -86,15 +92,8 @@ class Ledger:
             for key, count in self._decoding.items():
                 self._pay(key, 0, count * repeats)
 
-    @staticmethod
-    def _prefill_bill(view: RequestView, done: int, tokens: int, sampled: bool) -> tuple[int, int]:
-        end = min(done + tokens, view.prompt_tokens)
-        fresh = max(0, end - max(done, view.billed_prompt_tokens))
-        view.billed_prompt_tokens = max(view.billed_prompt_tokens, end)
-        return fresh, int(sampled)
-
-    def _pay(self, key: ClientKey, prompt: int, output: int) -> None:
-        self._counters.charge(key, prompt, output)
+    def _pay(self, key: ClientKey, prompt: int, output: int, due: float = 0.0) -> None:
+        self._counters.charge(key, due, output)
         served, lane = self.served, key[0]
         served.prompt_tokens[lane] += prompt
         served.output_tokens[lane] += output

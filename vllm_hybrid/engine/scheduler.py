@@ -17,7 +17,7 @@ from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.request import Request
+from vllm.v1.request import Request, RequestStatus
 
 from vllm_hybrid import compat
 from vllm_hybrid.engine.ledger import Ledger, per_lane
@@ -25,6 +25,8 @@ from vllm_hybrid.engine.steering import Steering
 from vllm_hybrid.engine.step_timer import StepTimer
 from vllm_hybrid.engine.tally import StepMode, Tally
 from vllm_hybrid.engine.view import Viewer
+from vllm_hybrid.policy.billing import PromptBilling
+from vllm_hybrid.policy.groups import Groups
 from vllm_hybrid.policy.latency import StepWork
 from vllm_hybrid.policy.plan import StepPlan, StepResult, check_obedience, check_plan
 from vllm_hybrid.policy.planner import Planner
@@ -35,6 +37,7 @@ from vllm_hybrid.settings import settings_of
 
 logger = logging.getLogger("vllm.hybrid.scheduler")
 
+_ENDED_BY_ITSELF = (RequestStatus.FINISHED_STOPPED, RequestStatus.FINISHED_LENGTH_CAPPED)
 _MANY_CLIENTS = 1024  # counters kept before those of idle clients are looked through
 
 
@@ -50,10 +53,12 @@ class HybridMixin(Steering):
         self.counters = preset.counters(self.hybrid_config)
         self.predictor = preset.predictor(self.hybrid_config)
         self.waiting_requests = WaitingRequests(self.counters, self.policy == SchedulingPolicy.PRIORITY)
-        timed = self.hybrid_config.slo.has_online_target
+        timed = self.hybrid_config.slo.has_online_target or self.counters.lengths is not None
         viewer = Viewer(self, lambda: self.clock(), preset.key, timed)
         self._install(self.waiting_requests, viewer, Tally())
-        self.ledger = Ledger(self.counters, self.viewer.view_of)
+        fairness = self.hybrid_config.fairness
+        billing = PromptBilling(fairness.charge_cached, fairness.bill_recompute)
+        self.ledger = Ledger(self.counters, self.viewer.view_of, billing)
         self.timer = StepTimer(self.predictor)
         self._live: Counter[ClientKey] = Counter()  # requests in the system, by client
         self._planned_membership = -1  # membership for which the last plan still stands
@@ -220,7 +225,10 @@ class HybridMixin(Steering):
         """Before a request of the client enters the queue: idleness earns no credit."""
         if not self.waiting_requests.waits(key):
             self.ledger.settle()
-            self.counters.lift(key, self.waiting_requests.smallest_counter(key[0]))
+            promised = None
+            if self.counters.lengths is not None:  # much of what others will be charged for is not charged yet
+                promised = Groups.of(self.viewer.running()).promised(self.counters)
+            self.counters.lift(key, self.waiting_requests.smallest_counter(key[0], promised))
 
     def _lost_memory(self, request: Request) -> None:
         self._lift(self.viewer.view_of(request).key)
@@ -232,6 +240,8 @@ class HybridMixin(Steering):
             self.parked.pop(request.request_id, None)
             key = self.viewer.view_of(request).key
             self._live[key] -= 1
+            if self.counters.lengths is not None and request.status in _ENDED_BY_ITSELF:
+                self.counters.lengths.observe(key, request.num_output_tokens)
             if self._live[key] <= 0:
                 del self._live[key]
                 self._forget_idle()

@@ -21,8 +21,8 @@ from vllm_hybrid.policy.waiting import WaitingRequests
 class Viewer:
     """Reads one scheduler.
 
-    key: the client and lane of a request as the policy tells them apart. timed: deadlines are kept, so the progress
-    of every output matters.
+    key: the client and lane of a request as the policy tells them apart. timed: deadlines are kept, or output lengths
+    predicted, so the progress of every output matters.
     """
 
     def __init__(
@@ -68,6 +68,32 @@ class Viewer:
         """The engine's state right before a step."""
         s = self._s
         pool = s.kv_cache_manager.block_pool
+        return StepView(
+            now_s=self.clock(),
+            running=self.running(),
+            parked=[self._parked_view(request) for request in parked],
+            waiting=waiting,
+            free_slots=self.free_slots(),
+            free_blocks=pool.get_num_free_blocks() - s.kv_cache_manager.watermark_blocks,
+            growth_blocks_free=pool.get_num_free_blocks(),
+            block_tokens=s.block_size,
+            total_blocks=pool.num_gpu_blocks,
+            max_tokens=s.max_num_scheduled_tokens,
+            max_chunk_tokens=self._max_chunk_tokens(),
+            decode_tokens=1 + s.num_spec_tokens,
+            last_output_s=last_output_s,
+            pending_s=pending_s,
+            ready=self.ready,
+            admissible_tokens=self.admissible_tokens,
+            admitted_tokens=self.admitted_tokens,
+            blocks_needed=self.blocks_needed,
+            reclaimable_blocks=self.reclaimable_blocks,
+            growth_blocks=self.growth_blocks,
+        )
+
+    def running(self) -> list[RequestView]:
+        """The records of the running requests, brought up to date."""
+        s = self._s
         decode_tokens = 1 + s.num_spec_tokens
         timed = self._timed
         running = []
@@ -86,28 +112,7 @@ class Viewer:
             else:
                 view.prefilling = False
             running.append(view)
-        return StepView(
-            now_s=self.clock(),
-            running=running,
-            parked=[self._parked_view(request) for request in parked],
-            waiting=waiting,
-            free_slots=self.free_slots(),
-            free_blocks=pool.get_num_free_blocks() - s.kv_cache_manager.watermark_blocks,
-            growth_blocks_free=pool.get_num_free_blocks(),
-            block_tokens=s.block_size,
-            total_blocks=pool.num_gpu_blocks,
-            max_tokens=s.max_num_scheduled_tokens,
-            max_chunk_tokens=self._max_chunk_tokens(),
-            decode_tokens=decode_tokens,
-            last_output_s=last_output_s,
-            pending_s=pending_s,
-            ready=self.ready,
-            admissible_tokens=self.admissible_tokens,
-            admitted_tokens=self.admitted_tokens,
-            blocks_needed=self.blocks_needed,
-            reclaimable_blocks=self.reclaimable_blocks,
-            growth_blocks=self.growth_blocks,
-        )
+        return running
 
     def _parked_view(self, request: Request) -> RequestView:
         view = self.view_of(request)

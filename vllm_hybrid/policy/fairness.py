@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 
+from vllm_hybrid.policy.lengths import OutputLengths
 from vllm_hybrid.policy.request import ClientKey, Lane, RequestView
 
 
@@ -26,9 +27,16 @@ class VirtualCounters:
     weight, 1 if absent.
     """
 
-    __slots__ = ("_last_left", "_weights", "input_price", "output_price", "values")
+    __slots__ = ("_last_left", "_weights", "input_price", "lengths", "output_price", "values")
 
-    def __init__(self, input_price: float, output_price: float, weights: Mapping[str, float]) -> None:
+    def __init__(
+        self,
+        input_price: float,
+        output_price: float,
+        weights: Mapping[str, float],
+        lengths: OutputLengths | None = None,
+    ) -> None:
+        self.lengths = lengths
         self.input_price = input_price
         self.output_price = output_price
         self.values: dict[ClientKey, float] = {}
@@ -43,12 +51,18 @@ class VirtualCounters:
         """Requests of the least served clients first; those of one client keep their order."""
         return sorted(views, key=lambda v: self.value(v.key)) if len(views) > 1 else views
 
-    def cost(self, key: ClientKey, prompt_tokens: int, output_tokens: int) -> float:
+    def cost(self, key: ClientKey, prompt_tokens: float, output_tokens: float) -> float:
         """What computing these tokens adds to the client's counter."""
         units = self.input_price * prompt_tokens + self.output_price * output_tokens
         return units / self._weights.get(key[1], 1.0)
 
-    def charge(self, key: ClientKey, prompt_tokens: int, output_tokens: int) -> None:
+    def promise(self, view: RequestView, prompt_tokens: int) -> float:
+        """What the request will add to the counter yet: its uncomputed prompt, and output as far as it is predicted."""
+        if self.lengths is None:
+            return self.cost(view.key, prompt_tokens, 0)
+        return self.cost(view.key, prompt_tokens, max(0.0, self.lengths.expected(view) - view.output_tokens))
+
+    def charge(self, key: ClientKey, prompt_tokens: float, output_tokens: int) -> None:
         """Bill tokens that were computed."""
         self.values[key] = self.values.get(key, 0.0) + self.cost(key, prompt_tokens, output_tokens)
 
@@ -65,6 +79,8 @@ class VirtualCounters:
 
     def forget_idle(self, busy: Container[ClientKey], smallest_waiting: Mapping[Lane, float | None]) -> None:
         """Drop the counters of idle clients that a lift would raise anyway: nothing changes for anybody."""
+        if self.lengths is not None:
+            self.lengths.forget_idle(busy)
         for key in [key for key in self.values if key not in busy]:
             last = self._last_left.get(key[0])
             floor = smallest_waiting[key[0]]

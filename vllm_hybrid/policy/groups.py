@@ -45,8 +45,11 @@ class Groups:
         return bool(self.offline_decodes or self.offline_prefills)
 
     def promised(self, counters: VirtualCounters) -> dict[ClientKey, float]:
-        """What the prompts under computation will still add to the counters of their clients."""
+        """What the running requests will still add to the counters of their clients, as far as is known."""
         promised: dict[ClientKey, float] = {}
         for view in (*self.online_prefills, *self.offline_prefills):
-            promised[view.key] = promised.get(view.key, 0.0) + counters.cost(view.key, view.missing_tokens, 0)
+            promised[view.key] = promised.get(view.key, 0.0) + counters.promise(view, view.missing_tokens)
+        if counters.lengths is not None:
+            for view in (*self.online_decodes, *self.offline_decodes):
+                promised[view.key] = promised.get(view.key, 0.0) + counters.promise(view, 0)
         return promised

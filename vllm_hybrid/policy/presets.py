@@ -15,6 +15,7 @@ from vllm_hybrid.policy.compose import HybridPlanner
 from vllm_hybrid.policy.fairness import VirtualCounters
 from vllm_hybrid.policy.gate import GatedPlanner
 from vllm_hybrid.policy.latency import StepTimePredictor
+from vllm_hybrid.policy.lengths import PREDICTIONS
 from vllm_hybrid.policy.planner import Planner
 from vllm_hybrid.policy.published.apt import AptPlanner
 from vllm_hybrid.policy.published.batch import BatchPlanner
@@ -51,7 +52,9 @@ class Preset:
     def counters(self, config: HybridConfig) -> VirtualCounters:
         """Fresh counters with the prices and weights of the settings."""
         weights = {name: client.weight for name, client in config.clients.items()}
-        return self.counter_class(config.fairness.input_weight, config.fairness.output_weight, weights)
+        fairness = config.fairness
+        lengths = None if fairness.prediction == "none" else PREDICTIONS[fairness.prediction]()
+        return self.counter_class(fairness.input_weight, fairness.output_weight, weights, lengths)
 
     def make_planner(self, config: HybridConfig, counters: VirtualCounters, predictor: StepTimePredictor) -> Planner:
         """The planner of this policy, behind the memory gate if the settings ask for it."""

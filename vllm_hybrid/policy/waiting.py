@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections import OrderedDict
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 
@@ -207,10 +208,28 @@ class WaitingRequests:
         """The clients of a lane that have a waiting request, in the order in which they came. O(clients)."""
         return [key for key in self._lines if key[0] is lane]
 
-    def smallest_counter(self, lane: Lane) -> float | None:
-        """Smallest counter among the clients that wait in the lane; None if nobody does."""
+    def smallest_counter(self, lane: Lane, promised: Mapping[ClientKey, float] | None = None) -> float | None:
+        """Smallest counter among the clients that wait in the lane; None if nobody does.
+
+        promised: service to add to the counters of some clients. O(clients in it) beyond finding the smallest.
+        """
         top = self._top(lane)
-        return None if top is None else top[0]
+        if top is None or not promised:
+            return None if top is None else top[0]
+        waits, value_of, heap = self.waits, self.counters.value, self._heap[lane]
+        smallest = min(
+            (value_of(k) + more for k, more in promised.items() if k[0] is lane and waits(k)), default=math.inf
+        )
+        # The others: from the heap's root downwards, only as deep as somebody smaller may be found.
+        front = [(heap[0][0], 0)]
+        while front and front[0][0] < smallest:
+            at = heapq.heappop(front)[1]
+            key = heap[at][2]
+            if waits(key) and key not in promised:
+                smallest = min(smallest, value_of(key))
+            for below in range(2 * at + 1, min(2 * at + 3, len(heap))):
+                heapq.heappush(front, (heap[below][0], below))
+        return smallest
 
     def resuming(self, lane: Lane) -> list[RequestView]:
         """Requests of the lane that ran before and lost their memory, the earliest victim first."""
@@ -258,7 +277,7 @@ class WaitingRequests:
                 if view is None:
                     heapq.heappop(local)
                     continue
-                heapq.heapreplace(local, (value + self.counters.cost(key, view.missing_tokens, 0), tick, key, line))
+                heapq.heapreplace(local, (value + self.counters.promise(view, view.missing_tokens), tick, key, line))
                 yield view
         finally:
             for key in touched:

@@ -115,6 +115,11 @@ class Trial:
             assert queue.lane_length(lane) == len(views)
             assert set(queue.resuming(lane)) == {v for v in views if v.started}
             assert queue.smallest_counter(lane) == min((self.counters.value(key) for key in keys), default=None)
+            promised = {key: 7.0 * i for i, key in enumerate(naive.waiting_keys(lane)) if i % 2} | {
+                (lane, "nobody"): 1.0
+            }
+            values = [self.counters.value(key) + promised.get(key, 0.0) for key in keys]
+            assert queue.smallest_counter(lane, promised) == min(values, default=None)
             entries = [entry[2] for entry in queue._heap[lane]]
             assert len(entries) == len(set(entries))
             assert set(keys) <= set(entries)

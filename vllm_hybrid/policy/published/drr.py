@@ -19,6 +19,7 @@ from vllm_hybrid.config import HybridConfig
 from vllm_hybrid.policy.fairness import VirtualCounters
 from vllm_hybrid.policy.groups import Groups
 from vllm_hybrid.policy.latency import StepTimePredictor
+from vllm_hybrid.policy.lengths import OutputLengths
 from vllm_hybrid.policy.plan import StepView
 from vllm_hybrid.policy.published.batch import BatchPlanner
 from vllm_hybrid.policy.request import ClientKey, Lane, RequestView
@@ -31,8 +32,14 @@ class Deficits(VirtualCounters):
 
     __slots__ = ("granted", "ring")
 
-    def __init__(self, input_price: float, output_price: float, weights: Mapping[str, float]) -> None:
-        super().__init__(input_price, output_price, weights)
+    def __init__(
+        self,
+        input_price: float,
+        output_price: float,
+        weights: Mapping[str, float],
+        lengths: OutputLengths | None = None,
+    ) -> None:
+        super().__init__(input_price, output_price, weights, lengths)
         self.granted: dict[ClientKey, float] = {}
         self.ring: deque[ClientKey] = deque()  # clients that wait or owe
 
