@@ -167,6 +167,17 @@ def test_a_rate_limit_refuses_at_arrival() -> None:
     assert [len(r.token_s) for r in run.requests] == [4, 4, 0, 0, 0, 4]
 
 
+@pytest.mark.parametrize("async_mode", [False, True], ids=["sync", "async"])
+def test_time_passes_while_a_policy_holds_its_work_back(async_mode: bool) -> None:
+    held = {"preset": "hygen_star", "presets": {"hygen_star": {"offline_rate": 2.0}}}
+    load = [SimRequest(f"r{i}", 0.0, 32, 2, lane="offline") for i in range(8)]
+    settings = dataclasses.replace(SMALL, async_mode=async_mode)
+    run = simulate(load, Contender("held", hybrid=held), device(), settings)
+    starts = sorted(r.scheduled_s for r in run.requests)
+    assert starts[-1] - starts[0] > 2.0
+    assert all(r.finished_s is not None for r in run.requests)
+
+
 def test_stock_priority_serves_the_lower_number_first() -> None:
     load = [SimRequest(f"r{i}", 0.0, 200, 50, priority=i % 2) for i in range(8)]
     narrow = dataclasses.replace(SMALL, max_seqs=2)

@@ -196,7 +196,7 @@ class Simulation:
                 return
         if self._in_flight:
             self._update()
-        if not tokens and not self._in_flight and self._live:
+        if not tokens and self._live and self._device_free_s <= self.now_s:
             self._idle()
 
     def _schedule(self) -> int:
