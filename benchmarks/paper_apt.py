@@ -70,8 +70,15 @@ def main() -> int:
     print(table([_row(results, cv, qps) for cv, qps in cells]) + "\n")
     if not given.quick:
         print(table([_throughput_row(results, cv) for cv in cvs]) + "\n")
-    print("\n".join(f"not yet: {claim}" for claim in NOT_YET))
-    told = {"paper": "Apt-Serve, SIGMOD'25, arXiv 2504.07494", "seed": SEED, "runs": results, "not_yet": list(NOT_YET)}
+    findings = [] if given.quick else list(_findings(results))
+    print("\n".join([*(f"found: {line}" for line in findings), *(f"not yet: {claim}" for claim in NOT_YET)]))
+    told = {
+        "paper": "Apt-Serve, SIGMOD'25, arXiv 2504.07494",
+        "seed": SEED,
+        "runs": results,
+        "findings": findings,
+        "not_yet": list(NOT_YET),
+    }
     checks = list(_quick_checks(results) if given.quick else _checks(results))
     return finish(given, told, {"wall_s": watch.seconds, "runs": timing}, checks)
 
@@ -133,6 +140,26 @@ def effective_qps(results: Mapping[str, Any], cv: float, policy: str, kind: str)
     return best
 
 
+def _least_e2e(results: Mapping[str, Any], cv: float) -> float:
+    """The greedy's mean end-to-end time relative to FCFS, in overload, where it is best."""
+    return min(
+        _of(results, cv, qps, "apt")["mean_e2e_s"] / _of(results, cv, qps, "fcfs")["mean_e2e_s"]
+        for qps in RATES
+        if qps >= OVERLOAD
+    )
+
+
+def _findings(results: Mapping[str, Any]) -> Iterator[str]:
+    """What the reference, whose end-to-end times are those of CV 1, does not say.
+
+    Value per block serves small requests first, which shortens the mean as shortest-first does.
+    """
+    for cv in CVS[1:]:
+        less = 1 - _least_e2e(results, cv)
+        if less > 1 - NO_BETTER:
+            yield f"CV {cv:g}: the greedy's mean end-to-end time is up to {less:.0%} better than FCFS's"
+
+
 def _checks(results: Mapping[str, Any]) -> Iterator[Check]:
     def loss(policy: str, cv: float, kind: str) -> float:
         """Points lost per unit of rate where it is worst."""
@@ -143,17 +170,13 @@ def _checks(results: Mapping[str, Any]) -> Iterator[Check]:
 
     lost = loss("fcfs", 1.0, "ttft")
     yield Check("CV 1: FCFS's TTFT attainment collapses", f"-{lost:.0%}", f"{COLLAPSE:.0%} or more", lost >= COLLAPSE)
+    least = _least_e2e(results, 1.0)
+    name = f"CV 1: the greedy's mean end-to-end time is no better, from {OVERLOAD:g} req/s on"
+    yield Check(name, f"{least:.2f} of fcfs's", f"at least {NO_BETTER:g}", least >= NO_BETTER)
     for cv in CVS:
         lost = loss("apt", cv, "p99")
         name = f"CV {cv:g}: the greedy degrades slowly, per unit of rate"
         yield Check(name, f"-{lost:.0%}", f"{SLOW:.0%} at most", lost <= SLOW)
-        overloaded = [qps for qps in RATES if qps >= OVERLOAD]
-        least = min(
-            _of(results, cv, qps, "apt")["mean_e2e_s"] / _of(results, cv, qps, "fcfs")["mean_e2e_s"]
-            for qps in overloaded
-        )
-        name = f"CV {cv:g}: its mean end-to-end time is no better, from {OVERLOAD:g} req/s on"
-        yield Check(name, f"{least:.2f} of fcfs's", f"at least {NO_BETTER:g}", least >= NO_BETTER)
         gain = effective_qps(results, cv, "apt", "p99") / effective_qps(results, cv, "fcfs", "p99")
         wanted = f"{GAIN:.0%} of {REFERENCE_GAIN[cv]:g}x or more"
         name = f"CV {cv:g}: effective throughput against FCFS"
