@@ -224,6 +224,10 @@ def test_a_request_that_cannot_be_served_is_named(request_: SimRequest, complain
     ("contender", "complaint"),
     [
         (Contender("c", stock="lifo"), "contender c: stock must be one of fcfs, priority, not 'lifo'"),
+        (Contender("c", engine={"step_tokens": 64}), "contender c: step_tokens = 64: must be at least max_seqs, 256"),
+        (Contender("c", engine={"max_seqs": 0}), "contender c: max_seqs = 0: must be at least 1"),
+        (Contender("c", engine={"watermark": 2}), "contender c: watermark = 2: must be at least 0 and below 1"),
+        (Contender("c", engine={"long_prefill_tokens": -1}), "contender c: long_prefill_tokens = -1: must be 0 to"),
         (Contender("c", engine={"seqs": 3}), "contender c: unknown engine setting 'seqs'; known: max_seqs"),
     ],
 )

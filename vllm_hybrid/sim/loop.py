@@ -10,7 +10,6 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from math import nan
 from typing import Any
@@ -25,7 +24,8 @@ from vllm_hybrid.engine.scheduler import HybridScheduler, HybridSyncScheduler
 from vllm_hybrid.engine.tally import StepMode
 from vllm_hybrid.policy.latency import StepTimePredictor
 from vllm_hybrid.policy.presets import request_rate
-from vllm_hybrid.sim.device_models import Chunk, Device
+from vllm_hybrid.sim.batch import Batch, BatchReader, Live
+from vllm_hybrid.sim.device_models import Device
 from vllm_hybrid.sim.modelfree import STOCK, Classes, World, block_hasher, build
 from vllm_hybrid.sim.prompts import PromptTokens
 from vllm_hybrid.sim.records import Contender, EngineSettings, RequestRecord, RunRecord, SimError, SimRequest
@@ -34,80 +34,6 @@ OURS = Classes(HybridSyncScheduler, HybridScheduler)
 IDLE_TURN_S = 0.005
 STUCK_S = 3600.0  # without a step, and with no arrival to wait for
 PROGRESS_STEPS = 512
-# The output of every decode and of every unfinished prompt; shared, because vLLM only reads them.
-_SAMPLED: list[int] = [7]
-_NOTHING: list[int] = []
-
-
-@dataclass(slots=True, eq=False)
-class _Live:
-    """A request in the system."""
-
-    record: RequestRecord
-    request: Request
-    prefilled_tokens: int = 0  # of the prompt, the furthest it ever got
-
-    def note_chunk(self, tokens: int, done: int) -> None:
-        """A chunk that covers tokens computed before is a recompute."""
-        request, end = self.request, done + tokens
-        known = request.num_tokens - 1 if request._output_token_ids else self.prefilled_tokens
-        self.record.recomputed_tokens += max(0, min(end, known) - done)
-        self.prefilled_tokens = max(self.prefilled_tokens, end)
-
-
-@dataclass(slots=True)
-class _Batch:
-    """What a step computes, in the device's terms, and what the model answers."""
-
-    prefills: list[Chunk]
-    decodes: int
-    context_tokens: int
-    longest_tokens: int
-    output: ModelRunnerOutput
-
-
-class BatchReader:
-    """Turns scheduled steps into batches. While the same requests go on decoding, in O(1) Python steps each."""
-
-    def __init__(self, live: dict[str, _Live]) -> None:
-        self._live = live
-        self._decoding: dict[str, int] = {}  # the last step, if everybody in it decoded
-        self._batch = _Batch([], 0, 0, 0, ModelRunnerOutput(req_ids=[], req_id_to_index={}))
-
-    def read(self, step: SchedulerOutput) -> _Batch:
-        scheduled, batch = step.num_scheduled_tokens, self._batch
-        if scheduled == self._decoding:
-            batch.context_tokens += batch.decodes
-            batch.longest_tokens += 1
-            return batch
-        return self._read_anew(scheduled)
-
-    def _read_anew(self, scheduled: dict[str, int]) -> _Batch:
-        prefills: list[Chunk] = []
-        sampled: list[list[int]] = []
-        decodes = context_tokens = longest_tokens = 0
-        live = self._live
-        for request_id, tokens in scheduled.items():
-            entry = live[request_id]
-            request = entry.request
-            end = request.num_computed_tokens  # vLLM has advanced it
-            sampled.append(_NOTHING if request.is_prefill_chunk else _SAMPLED)
-            if tokens == 1:  # the last token of a prompt costs what a decode costs
-                decodes += 1
-                context_tokens += end
-                if end > longest_tokens:
-                    longest_tokens = end
-            else:
-                prefills.append((tokens, end - tokens))
-                entry.note_chunk(tokens, end - tokens)
-        ids = list(scheduled)
-        output = ModelRunnerOutput(
-            req_ids=ids, req_id_to_index=dict(zip(ids, range(len(ids)), strict=True)), sampled_token_ids=sampled
-        )
-        self._batch = _Batch(prefills, decodes, context_tokens, longest_tokens, output)
-        everybody_decodes = not prefills and _NOTHING not in sampled
-        self._decoding = scheduled if everybody_decodes else {}
-        return self._batch
 
 
 @lru_cache(maxsize=4096)
@@ -131,7 +57,7 @@ class Simulation:
         self._coming = deque(sorted(self.record.requests, key=lambda r: r.request.arrival_s))
         self._prompts = PromptTokens(shared=not settings.prefix_caching)
         self._hasher = block_hasher(settings.block_size) if settings.prefix_caching else None
-        self._live: dict[str, _Live] = {}
+        self._live: dict[str, Live] = {}
         self._reader = BatchReader(self._live)
         self._random = random.Random(seed)
         self._predictor: StepTimePredictor | None = getattr(self.scheduler, "predictor", None)
@@ -168,7 +94,7 @@ class Simulation:
                 record.refused = True
                 continue
             request = self._make_request(record.request)
-            self._live[request.request_id] = _Live(record, request)
+            self._live[request.request_id] = Live(record, request)
             self.scheduler.add_request(request)
 
     def _refuses(self, request: SimRequest) -> bool:
@@ -218,7 +144,7 @@ class Simulation:
         self._in_flight.append((step, batch.output, self._device_free_s))
         return tokens
 
-    def _log(self, batch: _Batch, begin_s: float, tokens: int) -> float:
+    def _log(self, batch: Batch, begin_s: float, tokens: int) -> float:
         seconds = self.device.batch_seconds(batch.prefills, batch.decodes, batch.context_tokens, batch.longest_tokens)
         if self.device.noise_ratio:
             seconds *= max(0.0, self._random.gauss(1.0, self.device.noise_ratio))

@@ -73,7 +73,24 @@ def effective_settings(contender: Contender, device: Device, settings: EngineSet
     settings = replace(settings, **contender.engine)
     if settings.pool_tokens is None:
         settings = replace(settings, pool_tokens=device.kv_tokens)
+    if problem := _settings_problem(settings):
+        raise SimError(f"contender {contender.name}: {problem}")
     return settings
+
+
+def _settings_problem(settings: EngineSettings) -> str | None:
+    """What vLLM would refuse to start with."""
+    for name in ("max_seqs", "step_tokens", "pool_tokens", "block_size", "max_model_len"):
+        if getattr(settings, name) < 1:
+            return f"{name} = {getattr(settings, name)}: must be at least 1"
+    if settings.step_tokens < settings.max_seqs:
+        return f"step_tokens = {settings.step_tokens}: must be at least max_seqs, {settings.max_seqs}"
+    if not 0 <= settings.watermark < 1:
+        return f"watermark = {settings.watermark}: must be at least 0 and below 1"
+    if not 0 <= settings.long_prefill_tokens <= settings.max_model_len:
+        limit = settings.max_model_len
+        return f"long_prefill_tokens = {settings.long_prefill_tokens}: must be 0 to max_model_len, {limit}"
+    return None
 
 
 def _check(requests: Sequence[SimRequest], settings: EngineSettings) -> None:

@@ -1,0 +1,91 @@
+"""What a scheduled step computes, in the terms of a device model, and what the model would have answered.
+
+Reading a step must cost little beside scheduling it: while the same requests go on decoding, the last batch is carried
+on by two additions. Every decode answers with one token, every unfinished prompt with none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.request import Request
+
+from vllm_hybrid.sim.device_models import Chunk
+from vllm_hybrid.sim.records import RequestRecord
+
+# The output of every decode and of every unfinished prompt; shared, because vLLM only reads them.
+_SAMPLED: list[int] = [7]
+_NOTHING: list[int] = []
+
+
+@dataclass(slots=True, eq=False)
+class Live:
+    """A request in the system."""
+
+    record: RequestRecord
+    request: Request
+    prefilled_tokens: int = 0  # of the prompt, the furthest it ever got
+
+    def note_chunk(self, tokens: int, done: int) -> None:
+        """A chunk that covers tokens computed before is a recompute."""
+        request, end = self.request, done + tokens
+        known = request.num_tokens - 1 if request._output_token_ids else self.prefilled_tokens
+        self.record.recomputed_tokens += max(0, min(end, known) - done)
+        self.prefilled_tokens = max(self.prefilled_tokens, end)
+
+
+@dataclass(slots=True)
+class Batch:
+    """What a step computes, in the device's terms, and what the model answers."""
+
+    prefills: list[Chunk]
+    decodes: int
+    context_tokens: int
+    longest_tokens: int
+    output: ModelRunnerOutput
+
+
+class BatchReader:
+    """Turns scheduled steps into batches. While the same requests go on decoding, in O(1) Python steps each."""
+
+    def __init__(self, live: dict[str, Live]) -> None:
+        self._live = live
+        self._decoding: dict[str, int] = {}  # the last step, if everybody in it decoded
+        self._batch = Batch([], 0, 0, 0, ModelRunnerOutput(req_ids=[], req_id_to_index={}))
+
+    def read(self, step: SchedulerOutput) -> Batch:
+        scheduled, batch = step.num_scheduled_tokens, self._batch
+        if scheduled == self._decoding:
+            batch.context_tokens += batch.decodes
+            batch.longest_tokens += 1
+            return batch
+        return self._read_anew(scheduled)
+
+    def _read_anew(self, scheduled: dict[str, int]) -> Batch:
+        prefills: list[Chunk] = []
+        sampled: list[list[int]] = []
+        decodes = context_tokens = longest_tokens = 0
+        live = self._live
+        for request_id, tokens in scheduled.items():
+            entry = live[request_id]
+            request = entry.request
+            end = request.num_computed_tokens  # vLLM has advanced it
+            sampled.append(_NOTHING if request.is_prefill_chunk else _SAMPLED)
+            if tokens == 1:  # the last token of a prompt costs what a decode costs
+                decodes += 1
+                context_tokens += end
+                if end > longest_tokens:
+                    longest_tokens = end
+            else:
+                prefills.append((tokens, end - tokens))
+                entry.note_chunk(tokens, end - tokens)
+        ids = list(scheduled)
+        output = ModelRunnerOutput(
+            req_ids=ids, req_id_to_index=dict(zip(ids, range(len(ids)), strict=True)), sampled_token_ids=sampled
+        )
+        self._batch = Batch(prefills, decodes, context_tokens, longest_tokens, output)
+        everybody_decodes = not prefills and _NOTHING not in sampled
+        self._decoding = scheduled if everybody_decodes else {}
+        return self._batch
