@@ -40,8 +40,13 @@ lock: ## resolve pyproject.toml anew into patches/cpu.lock
 demo: $(STAMP) ## stock vLLM against the hybrid scheduler, side by side (MODEL=smollm2|tiny, TRACE=file)
 	MODEL="$(MODEL)" TRACE="$(TRACE)" $(PY) -m benchmarks.demo
 
-test: $(STAMP) ## run all our tests (PYTEST_ARGS=...)
+test: $(STAMP) ## run all our tests (PYTEST_ARGS=... for some of them)
+ifeq ($(PYTEST_ARGS),)
+	$(PY) -m pytest -m "not e2e" -n auto
+	$(PY) -m pytest -m e2e
+else
 	$(PY) -m pytest $(PYTEST_ARGS)
+endif
 
 lint: $(STAMP) ## ruff and mypy
 	$(PY) -m ruff check $(SOURCES)
