@@ -2,7 +2,8 @@
 
 Policies run as on the paper's engine: a request is admitted only if everything it may ever hold fits with what the
 others may (`memory.gate: max_tokens`), and admissions are looked for every ten steps (`vtc_engine.py`).  "every step"
-does without the interval, "no gate" without both, and "stock" is vLLM's own class.
+does without the interval, "no gate" without both, and "stock" is vLLM's own class.  "oracle" and "predicted" count
+output ahead when clients are compared; "no gate, billed again" charges recomputed prompts, which the others do not.
 """
 
 from __future__ import annotations
@@ -26,6 +27,11 @@ DEVICE = "a10g_llama2_7b"
 SETTINGS = EngineSettings(max_seqs=1000, step_tokens=3072, max_model_len=2048)
 RPM_LIMITS = (30, 20, 15, 10, 5)
 _GAP_TICKS = 100
+_FAIRNESS = {
+    "oracle": {"prediction": "max_tokens"},  # requests here use up their max_tokens
+    "predicted": {"prediction": "mean"},
+    "no gate, billed again": {"bill_recompute": True},
+}
 _LONGEST_STAY_S = 30.0  # of a request that runs, 256 tokens on the A10G
 
 
@@ -67,8 +73,10 @@ def contender(policy: str, clients: Mapping[str, Mapping[str, Any]]) -> Contende
     settings: dict[str, Any] = {"preset": name}
     if name.startswith("rpm"):
         settings = {"preset": "rpm", "presets": {"rpm": {"limit": int(name.removeprefix("rpm"))}}}
-    if variant != "no gate":
+    if not variant.startswith("no gate"):
         settings["memory"] = {"gate": "max_tokens"}
+    if variant in _FAIRNESS:
+        settings["fairness"] = _FAIRNESS[variant]
     if clients and variant != "unweighted" and "clients" in READS[settings["preset"]]:
         settings["clients"] = dict(clients)
     return Contender(policy, hybrid=settings)
@@ -81,7 +89,7 @@ def all_runs() -> list[Run]:
         "on_off_less": ("vtc", "fcfs"),
         "on_off_overload": ("vtc", "fcfs"),
         "poisson_short_long": ("vtc", "fcfs"),
-        "poisson_short_long_2": ("vtc", "fcfs", "stock fcfs", "vtc no gate"),
+        "poisson_short_long_2": ("vtc", "fcfs", "stock fcfs", "vtc no gate", "vtc no gate, billed again"),
         "increase": ("vtc", "fcfs"),
         "dist_shift": ("vtc", "lcf"),
         "overload-multi": ("vtc", "fcfs"),

@@ -123,7 +123,7 @@ def accumulated_gaps(
 def service_difference(
     requests: Sequence[Served], demand: Mapping[str, Sequence[tuple[float, float]]], duration_s: float
 ) -> ServiceDifference:
-    """The fairness table's row. `demand`: client -> (arrival, service asked for) of all its requests, refused ones too.
+    """The fairness table's row. `demand`: client -> (arrival, service asked for) of its requests.
 
     Ticks are a window's half apart from the end of the warm-up on; the first of them is dropped.
     """
@@ -133,9 +133,11 @@ def service_difference(
 
 
 def demand_of(run: RunRecord) -> dict[str, list[tuple[float, float]]]:
-    """(arrival, service asked for) of every request of a run, per client."""
+    """(arrival, service asked for) of a run's requests, per client; a refused one asks for nothing, as in the paper."""
     demand: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for record in run.requests:
+        if record.refused:
+            continue
         request = record.request
         service = INPUT_WEIGHT * request.prompt_tokens + OUTPUT_WEIGHT * request.output_tokens
         demand[request.client].append((request.arrival_s, service))
