@@ -89,8 +89,9 @@ class Ledger:
         """Charge the repeated steps to the counters. O(clients that decode)."""
         repeats, self._repeats = self._repeats, 0
         if repeats:
+            self._counters.charge_outputs(self._decoding, repeats)
             for key, count in self._decoding.items():
-                self._pay(key, 0, count * repeats)
+                self.served.output_tokens[key[0]] += count * repeats
 
     def _pay(self, key: ClientKey, prompt: int, output: int, due: float = 0.0) -> None:
         self._counters.charge(key, due, output)

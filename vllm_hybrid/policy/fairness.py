@@ -66,6 +66,12 @@ class VirtualCounters:
         """Bill tokens that were computed."""
         self.values[key] = self.values.get(key, 0.0) + self.cost(key, prompt_tokens, output_tokens)
 
+    def charge_outputs(self, tokens: Mapping[ClientKey, int], steps: int) -> None:
+        """Bill `steps` steps in each of which clients generated so many tokens."""
+        values, weights, price = self.values, self._weights, self.output_price * steps
+        for key, count in tokens.items():
+            values[key] = values.get(key, 0.0) + price * count / weights.get(key[1], 1.0)
+
     def lift(self, key: ClientKey, smallest_waiting: float | None) -> None:
         """A request of a client with an empty queue arrives.
 
