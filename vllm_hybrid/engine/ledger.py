@@ -16,7 +16,7 @@ from vllm.v1.request import Request
 from vllm_hybrid.policy.billing import PromptBilling
 from vllm_hybrid.policy.fairness import VirtualCounters
 from vllm_hybrid.policy.latency import StepWork
-from vllm_hybrid.policy.request import ClientKey, RequestView
+from vllm_hybrid.policy.request import ClientKey, Lane, RequestView
 
 
 @dataclass(slots=True)
@@ -90,8 +90,10 @@ class Ledger:
         repeats, self._repeats = self._repeats, 0
         if repeats:
             self._counters.charge_outputs(self._decoding, repeats)
-            for key, count in self._decoding.items():
-                self.served.output_tokens[key[0]] += count * repeats
+            output_tokens = self.served.output_tokens
+            offline = sum([count for key, count in self._decoding.items() if key[0]])
+            output_tokens[Lane.OFFLINE] += offline * repeats
+            output_tokens[Lane.ONLINE] += (self.work.decodes - offline) * repeats
 
     def _pay(self, key: ClientKey, prompt: int, output: int, due: float = 0.0) -> None:
         self._counters.charge(key, due, output)

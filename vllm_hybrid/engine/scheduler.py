@@ -177,7 +177,7 @@ class HybridMixin(Steering):
         self._shut_by = plan.shut_by
         self._reserve_blocks = plan.reserve_blocks
         self._shut_at_blocks = self.kv_cache_manager.block_pool.get_num_free_blocks()
-        self._offline_runs = any(v.key[0] is Lane.OFFLINE for v in plan.order)
+        self._offline_runs = any(v.key[0] is Lane.OFFLINE for v in reversed(plan.order))  # they stand last
         self._steps_since_plan = 1
         return StepMode.PLAN, output
 

@@ -69,6 +69,10 @@ class VirtualCounters:
     def charge_outputs(self, tokens: Mapping[ClientKey, int], steps: int) -> None:
         """Bill `steps` steps in each of which clients generated so many tokens."""
         values, weights, price = self.values, self._weights, self.output_price * steps
+        if not weights:
+            for key, count in tokens.items():
+                values[key] = values.get(key, 0.0) + price * count
+            return
         for key, count in tokens.items():
             values[key] = values.get(key, 0.0) + price * count / weights.get(key[1], 1.0)
 
