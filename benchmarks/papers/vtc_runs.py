@@ -53,7 +53,8 @@ class Run:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        given = {"pool": self.pool, "length": self.length, "duration_s": self.duration_s}
+        first_rate = 0.8 if self.policy == "vtc unweighted" else None
+        given = {"pool": self.pool, "length": self.length, "duration_s": self.duration_s, "first_rate": first_rate}
         return {key: value for key, value in given.items() if value is not None}
 
     @property

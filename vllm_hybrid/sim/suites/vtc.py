@@ -46,8 +46,9 @@ def overload_multi(seed: int, *, duration_s: float = 360.0) -> list[SimRequest]:
     return in_order(_uniform(seed, (0.4,) * 3 + (0.6,) * 5, duration_s))
 
 
-def overload_weighted(seed: int, *, duration_s: float = 360.0) -> list[SimRequest]:
-    return in_order(_uniform(seed, (0.4, 0.8, 1.2, 1.6), duration_s))
+def overload_weighted(seed: int, *, first_rate: float = 0.4, duration_s: float = 360.0) -> list[SimRequest]:
+    """first_rate: the artifact's run without weights has .8 there."""
+    return in_order(_uniform(seed, (first_rate, 0.8, 1.2, 1.6), duration_s))
 
 
 def increase(seed: int, *, duration_s: float = 600.0) -> list[SimRequest]:
