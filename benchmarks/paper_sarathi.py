@@ -30,9 +30,9 @@ CELLS: dict[Cell, float] = {  # -> Sarathi's published capacity relative to Orca
 WITHIN, MOST_OUTSIDE, NEVER_BEYOND, EXPLAIN_ABOVE = 0.25, 1, 0.40, 0.15
 QUICK_CELL = Cell(*MISTRAL, "chat", 0.1, 512, 64, (1.0, 1.2, 4.0))
 _ORCA_ON_EDGE = (
-    "Orca is bound by the time between tokens: its capacity is the rate at which a hundredth of the gaps hold a whole "
-    "prompt, an edge that moves with the number of tokens per answer. No 16k trace is public; our answers have a "
-    "deviation of 101 tokens, the paper's 265. Not verified: nobody has the lengths."
+    "Orca is bound by the time between tokens: its capacity is the rate at which one gap in a hundred holds a whole "
+    "prompt, which is arrivals per second times seconds per token with two or three requests running. The device's "
+    "time per token at so small a batch enters in full, and no published figure fixes it."
 )
 EXPLANATIONS = {"Mistral-7B arxiv 0.1 s": _ORCA_ON_EDGE, "Yi-34B arxiv 0.2 s": _ORCA_ON_EDGE}
 
