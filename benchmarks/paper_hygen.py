@@ -5,7 +5,7 @@
 Llama-2-7B on an A100-40, 512 tokens per step; the Azure conversation trace (or its twin), its hour stretched to the
 wanted rate, five minutes of it beside an endless backlog of arXiv prompts.  Every policy is tuned to each target by the
 paper's own profiler.
-The reference figures are those of a small simulation of our own (`docs/design/`), where the paper gives no cell.
+The reference figures are those of a small simulation of our own, where the paper gives no cell.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The claims of the VTC paper, each with its tolerance, checked on the measured figures.
 
-Numbers in the names are those of `docs/design/` and the published figures' list; a claim whose runs were not made
+Numbers in the names count the claims in the order of docs/papers.md; a claim whose runs were not made
 (`--quick`) is left out.
 """
 
