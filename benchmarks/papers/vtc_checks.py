@@ -1,7 +1,6 @@
 """The claims of the VTC paper, each with its tolerance, checked on the measured figures.
 
-Numbers in the names count the claims in the order of docs/papers.md; a claim whose runs were not made
-(`--quick`) is left out.
+Numbers in the names follow the order of `all_checks`; a claim whose runs were not made (`--quick`) is left out.
 """
 
 from __future__ import annotations
