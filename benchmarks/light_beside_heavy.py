@@ -82,13 +82,13 @@ def main() -> int:
     given = parser.parse_args()
     os.environ.update(live_engine.IN_PROCESS)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    folder = str(model.prepare("tiny" if given.quick else given.model))
-    found = rounds(folder, 1 if given.quick else 3, given.clock)
+    served, count = ("tiny", 1) if given.quick else (given.model, 3)
+    found = rounds(str(model.prepare(served)), count, given.clock)
     print(table([{"scheduler": name} | {key: f"{x:.2f}" for key, x in row.items()} for name, row in found.items()]))
     held = checks(found)
     print("\n" + check_lines(held))
     if given.out is not None:
-        document: dict[str, Any] = {"model": given.model, "clock": given.clock, "rounds": 3, "schedulers": found}
+        document: dict[str, Any] = {"model": served, "clock": given.clock, "rounds": count, "schedulers": found}
         given.out.write_text(text_of(document))
     return int(given.check and not all(check.holds for check in held))
 

@@ -1,10 +1,10 @@
 """The hybrid policy: one step's plan, put together from fairness, deadlines, room and filling.
 
-1. Online decodes always run. 2. Online prefills, started ones first, share what the slack of the decodes allows (at
-least `MIN_PREFILL_TOKENS`). 3. Online requests that wait are placed, at the cost of offline work if need be. 4.
-Offline work gets the rest: of the tokens, and of the seconds until the next online deadline. 5. Paused requests stand
-last, so that they are the first to lose blocks when a decode finds none. Without a target in the settings no time is
-kept: the token budget alone binds, and the predictor is only watched.
+1. Online decodes always run, as far as blocks are found for them. 2. Online prefills, started ones first, share what
+the slack of the decodes allows (at least `MIN_PREFILL_TOKENS`). 3. Online requests that wait are placed, at the cost of
+offline work if need be. 4. Offline work gets the rest: of the tokens, and of the seconds until the next online
+deadline. 5. Where blocks are short, `growth.py` says who gets them. Without a target in the settings no time is kept:
+the token budget alone binds, and the predictor is only watched.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
 Left alone, vLLM settles this in the middle of a step: it preempts the last of the running, whoever that is. Here it is
 settled before the step, so that offline work keeps its rest (`preempt_interval_s`) and nothing is computed twice that
 could have waited. Online requests come first; offline requests that had their rest give up their memory for them,
-those with least to lose first. Offline requests take blocks only beyond one for each running online request; who
-finds none pauses at the end of its block, loses nothing, and goes on when somebody has finished. Only where nobody
-could run does an offline request give way to others of its lane.
+those with least to lose first; where all of them must rest, the youngest online request waits for a block. Offline
+requests take blocks only beyond one for each running online request; who finds none pauses at the end of its block,
+loses nothing, and goes on when somebody has finished. Only where nobody could run does one lose its memory unrested.
 """
 
 from __future__ import annotations
@@ -150,6 +150,6 @@ class Growth:
         """Paused offline requests stand last; those disturbed lately before the others."""
         order = self._plan.order
         paused = [v for v in order if v in self._paused and v.key[0] is Lane.OFFLINE]
-        paused.sort(key=lambda v: -v.disturbed_s if v.disturbed_s > -math.inf else math.inf)
+        paused.sort(key=lambda v: -v.disturbed_s)
         last = set(paused)
         self._plan.order = [v for v in order if v not in last] + paused

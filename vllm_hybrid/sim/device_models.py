@@ -7,6 +7,7 @@ files is these classes: a field is documented where it is declared.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
@@ -51,8 +52,9 @@ class Device(BaseModel):
             raise ValueError(f"device {self.name}: no cost of hidden states is known (field hidden, kind roofline)")
         return self._seconds(prefills, decodes, context_tokens, longest_tokens)
 
+    @abstractmethod
     def _seconds(self, prefills: Sequence[Chunk], decodes: int, context_tokens: int, longest_tokens: int) -> float:
-        raise NotImplementedError
+        """Seconds of a step that is not empty."""
 
 
 def query_key_pairs(prefills: Sequence[Chunk]) -> float:
