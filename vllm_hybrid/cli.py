@@ -1,8 +1,8 @@
 """The command ``vllm-hybrid``.
 
 ``check`` tells an operator before a server starts whether this machine's vLLM can be steered and what a
-configuration means.  ``config-docs`` prints the reference of all settings.  ``simulate`` and ``report`` run
-the schedulers on a simulated device (``sim/cli.py``).
+configuration means.  ``hash-key`` names an API key for the keys file.  ``config-docs`` prints the reference of all
+settings.  ``simulate`` and ``report`` run the schedulers on a simulated device (``sim/cli.py``).
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import os
 import platform
 import sys
 from collections.abc import Iterator, Sequence
+from getpass import getpass
 from importlib.metadata import entry_points
 
 import yaml
 
 from vllm_hybrid import __version__, compat
 from vllm_hybrid.config import ConfigError, load_config
+from vllm_hybrid.config.keys import key_hash, load_keys
 from vllm_hybrid.config_docs import configuration_page
 from vllm_hybrid.sim.cli import add_commands
 
@@ -32,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check = commands.add_parser("check", help="whether the installed vLLM can be steered; what a config means")
     check.add_argument("--config", metavar="JSON|FILE", help="settings to resolve, as for --hybrid-config")
     check.set_defaults(run=_check)
+    hash_key = commands.add_parser("hash-key", help="read an API key from stdin, print its name in the keys file")
+    hash_key.set_defaults(run=_hash_key)
     config_docs = commands.add_parser("config-docs", help="print docs/configuration.md")
     config_docs.set_defaults(run=_config_docs)
     add_commands(commands)
@@ -41,6 +45,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _config_docs(given: argparse.Namespace) -> int:
     print(configuration_page(), end="")
+    return 0
+
+
+def _hash_key(given: argparse.Namespace) -> int:
+    key = getpass("API key: ") if sys.stdin.isatty() else sys.stdin.readline().rstrip("\r\n")
+    if not key:
+        print("no key given", file=sys.stderr)
+        return 2
+    print(key_hash(key))
     return 0
 
 
@@ -92,7 +105,11 @@ def _plugin() -> Iterator[str]:
 def _config(source: str | None) -> Iterator[str]:
     try:
         config = load_config(source)
+        keys = load_keys(config.identity)
     except ConfigError as error:
         yield str(error)
     else:
         print(yaml.safe_dump({"hybrid": config.model_dump(mode="json")}, sort_keys=False), end="")
+        if keys is not None:
+            clients = {entitlement.client for entitlement in keys.values()}
+            print(f"keys file: {len(keys)} keys of {len(clients)} clients")

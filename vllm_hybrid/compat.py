@@ -98,6 +98,19 @@ SERVER = (
         "refuses a bad lane or client with a 400 before a stream starts",
     ),
     Reach(
+        "vllm.entrypoints.scale_out.token_in_token_out.serving:ServingTokens",
+        "serve_tokens",
+        "entrypoints/scale_out/token_in_token_out/serving.py:154",
+        "refuses a bad lane or client where tokens come in and go out",
+    ),
+    Reach(
+        "vllm.v1.engine.async_llm:AsyncLLM.generate",
+        "await self.add_request(",
+        "v1/engine/async_llm.py:745",
+        "gives every request its client and lane",
+        in_source=True,
+    ),
+    Reach(
         "vllm.v1.engine.async_llm:AsyncLLM.__init__",
         "self.engine_core",
         "v1/engine/async_llm.py:184",

@@ -45,7 +45,8 @@ A request names its client and lane in `vllm_xargs` (HTTP) or `SamplingParams(ex
 | `client` | 1 to 64 characters out of `A-Z a-z 0-9 _ . @ : -` | `default` |
 | `lane` | `online`, `offline` | `online` |
 
-Anything else is answered with a 400 that names the field, a stream too, before it starts.
+Anything else is answered with a 400 that names the field, a stream too, before it starts. With API keys the key decides
+both, and a wish beyond it is answered with a 403 ([front.md](front.md)).
 
 ## What changes in vLLM's own settings
 
@@ -94,5 +95,7 @@ def _allowed(field: dict[str, Any]) -> str:
         kind = "integer" if field["type"] == "integer" else "number"
         return f"{kind} > {field['exclusiveMinimum']:g}"
     if field["type"] == "array":
-        return f"list of {field['minItems']} numbers"
-    return {"boolean": "`true`, `false`", "null": "none"}[field["type"]]
+        return (
+            f"list of {field['minItems']} numbers" if "minItems" in field else f"list out of {_allowed(field['items'])}"
+        )
+    return {"boolean": "`true`, `false`", "null": "none", "string": "text"}[field["type"]]

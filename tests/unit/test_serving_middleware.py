@@ -25,6 +25,10 @@ class Engines:
         return []
 
 
+async def add_request(request_id: str, prompt: Any, params: Any) -> None:
+    raise AssertionError("nobody sends a request here")
+
+
 def test_collecting_starts_and_ends_with_the_server() -> None:
     async def hello(request: Any) -> PlainTextResponse:
         return PlainTextResponse("hello")
@@ -33,7 +37,7 @@ def test_collecting_starts_and_ends_with_the_server() -> None:
     app.add_middleware(HybridMiddleware)
     engines = Engines()
     vllm_config = SimpleNamespace(additional_config={})
-    app.state.engine_client = SimpleNamespace(engine_core=engines, vllm_config=vllm_config)
+    app.state.engine_client = SimpleNamespace(engine_core=engines, vllm_config=vllm_config, add_request=add_request)
     with TestClient(app) as client:
         while engines.asked < 1:
             time.sleep(0.01)

@@ -4,69 +4,35 @@ Every setting has a default that leaves vLLM's own behaviour alone, a unit in it
 checked once, here.  The reference in ``docs/configuration.md`` is generated from this schema.  `load_config`
 turns whatever an operator may hand in (a mapping, inline JSON, a JSON or YAML file) into a `HybridConfig`, or
 raises a `ConfigError` whose single line names the key, the value and what is allowed.
-
-The identity of a request is defined here too, because the ids of clients are keys of the configuration.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, StrictBool, ValidationError, model_validator
+from pydantic import BaseModel, StrictBool, ValidationError, model_validator
 
+from vllm_hybrid.config.identity import IdentityConfig
+from vllm_hybrid.config.names import DEFAULT_CLIENT as DEFAULT_CLIENT
+from vllm_hybrid.config.names import DEFAULT_LANE as DEFAULT_LANE
+from vllm_hybrid.config.names import LANES as LANES
+from vllm_hybrid.config.names import MAX_CLIENT_ID_CHARS as MAX_CLIENT_ID_CHARS
+from vllm_hybrid.config.names import ClientId, shown
+from vllm_hybrid.config.names import IdentityError as IdentityError
+from vllm_hybrid.config.names import request_identity as request_identity
+from vllm_hybrid.config.names import validate_client_id as validate_client_id
 from vllm_hybrid.config.presets import NEED_TARGETS, PresetName, PresetOptions, without_effect
 from vllm_hybrid.config.section import Fraction, Positive, Section, changed
-
-LANES = ("online", "offline")
-DEFAULT_LANE = "online"
-DEFAULT_CLIENT = "default"
-MAX_CLIENT_ID_CHARS = 64
-
-_CLIENT_ID = re.compile(rf"[A-Za-z0-9_.@:-]{{1,{MAX_CLIENT_ID_CHARS}}}")
-_CLIENT_ID_ALLOWED = f"1 to {MAX_CLIENT_ID_CHARS} characters out of A-Z a-z 0-9 _ . @ : -"
-_VALUE_CHARS = 60
 
 
 class ConfigError(ValueError):
     """A mistake in the hybrid configuration, said in one line."""
-
-
-class IdentityError(ValueError):
-    """A client or lane that is none, said in one line; `field` is where it was given."""
-
-    def __init__(self, field: str, value: object, allowed: str) -> None:
-        super().__init__(f"{field} = {shown(value)}: must be {allowed}")
-        self.field = field
-
-
-def shown(value: object) -> str:
-    """A value as it appears in an error message: quoted, and cut where it would fill the screen."""
-    text = repr(value)
-    return text if len(text) <= _VALUE_CHARS else text[: _VALUE_CHARS - 3] + "..."
-
-
-def validate_client_id(client: object, field: str = "client") -> str:
-    """Return `client` if it is a client id, else raise an IdentityError that names `field`."""
-    if isinstance(client, str) and _CLIENT_ID.fullmatch(client):
-        return client
-    raise IdentityError(field, client, _CLIENT_ID_ALLOWED)
-
-
-def request_identity(extra_args: Mapping[str, Any] | None) -> tuple[str, str]:
-    """The (lane, client) a request names in its extra arguments; what it leaves out is online, default."""
-    if not extra_args:
-        return DEFAULT_LANE, DEFAULT_CLIENT
-    lane = extra_args.get("lane", DEFAULT_LANE)
-    if lane not in LANES:
-        raise IdentityError("vllm_xargs.lane", lane, f"one of {', '.join(LANES)}")
-    return lane, validate_client_id(extra_args.get("client", DEFAULT_CLIENT), "vllm_xargs.client")
 
 
 class LaneSlo(Section):
@@ -156,9 +122,6 @@ class MemoryConfig(Section):
     ends, so that nothing is ever preempted (the engine of the VTC paper). Give requests a tight max_tokens then."""
 
 
-ClientId = Annotated[str, BeforeValidator(lambda client: validate_client_id(client, "client id"))]
-
-
 class HybridConfig(Section):
     preset: PresetName = "hybrid"
     """The scheduling policy by name: `hybrid`, or a published one to compare with (docs/presets.md)."""
@@ -172,6 +135,8 @@ class HybridConfig(Section):
     lanes: LanesConfig = LanesConfig()
     fairness: FairnessConfig = FairnessConfig()
     memory: MemoryConfig = MemoryConfig()
+
+    identity: IdentityConfig = IdentityConfig()
 
     clients: dict[ClientId, ClientConfig] = {}
     """Settings by client id. A client that is not named here has the defaults."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from vllm_hybrid import compat
 from vllm_hybrid.config import ConfigError, load_config
+from vllm_hybrid.config.keys import load_keys
 from vllm_hybrid.settings import SCHEDULER_CLS, SETTINGS_KEY, HybridSettings, is_selected, wrap
 
 MIDDLEWARE = "vllm_hybrid.serving.middleware.HybridMiddleware"
@@ -73,6 +74,7 @@ def translate(args: argparse.Namespace) -> None:
     args.shutdown_timeout = args.shutdown_timeout or SHUTDOWN_TIMEOUT_S
     if hasattr(args, "middleware"):
         _require_python_server(args)
+        load_keys(args.additional_config[SETTINGS_KEY].config.identity)  # a bad file is a usage error
         args.middleware = [*args.middleware, *({MIDDLEWARE} - {*args.middleware})]
 
 

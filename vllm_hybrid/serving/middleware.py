@@ -1,4 +1,4 @@
-"""Our foot in vLLM's API server: a middleware that lets every request pass and lives as long as the server.
+"""Our foot in vLLM's API server: a middleware that knows every caller and lives as long as the server.
 
 vLLM imports the middlewares it is told of (``--middleware``) when it builds the application, after the engine
 client exists.  The first call a middleware gets is the ASGI lifespan, which ends when the server stops: the
@@ -14,24 +14,50 @@ from functools import cache
 from typing import Any
 
 from vllm_hybrid.serving import rate_limit
+from vllm_hybrid.serving.door import Door, Refusal, refuse
 from vllm_hybrid.serving.drain import DrainPoller
+from vllm_hybrid.serving.identity import CALL
 from vllm_hybrid.serving.metrics import HybridMetrics
 from vllm_hybrid.serving.rate_limit import with_retry_after
-from vllm_hybrid.serving.request_check import install_in_server
+from vllm_hybrid.serving.request_check import install_in_server, mark_requests
+from vllm_hybrid.settings import settings_of
 
 
 class HybridMiddleware:
+    """One per API server."""
+
     def __init__(self, app: Any) -> None:
         self._app = app
+        self._door: Door | None = None
         install_in_server()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "lifespan":
-            limited = scope["type"] == "http" and getattr(scope["app"].state, "hybrid_rate", None) is not None
-            await self._app(scope, receive, with_retry_after(scope, send) if limited else send)
+        if scope["type"] == "lifespan":
+            await self._serve(scope, receive, send)
             return
-        rate_limit.install(scope["app"])
-        async with _collecting(scope["app"].state.engine_client):
+        if self._door is None:
+            raise RuntimeError("the server answers before its lifespan began: nobody can be let in")
+        try:
+            call = self._door.admit(scope)
+        except Refusal as refusal:
+            await refuse(scope, send, refusal)
+            return
+        limited = scope["type"] == "http" and getattr(scope["app"].state, "hybrid_rate", None) is not None
+        token = CALL.set(call)
+        try:
+            await self._app(scope, receive, with_retry_after(scope, send) if limited else send)
+        finally:
+            CALL.reset(token)
+
+    async def _serve(self, scope: Any, receive: Any, send: Any) -> None:
+        """The server's whole life."""
+        app = scope["app"]
+        engine_client = app.state.engine_client
+        config = settings_of(engine_client.vllm_config)
+        self._door = Door.of(config)
+        mark_requests(engine_client, config.identity.private_prefixes)
+        rate_limit.install(app)
+        async with _collecting(engine_client):
             await self._app(scope, receive, send)
 
 
