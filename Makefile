@@ -13,6 +13,7 @@ MODEL ?= smollm2
 TRACE ?=
 PYTEST_ARGS ?=
 CONFORMANCE_ARGS ?=
+GPU_ARGS ?=
 # The trees that are ours to lint; patches/ holds no Python.
 SOURCES := $(wildcard vllm_hybrid benchmarks examples tests tools)
 
@@ -22,10 +23,10 @@ export VLLM_NO_USAGE_STATS := 1
 export DO_NOT_TRACK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock demo test lint conformance overhead
+.PHONY: help install lock demo test lint conformance overhead gpu gpu-payload
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## make .venv from patches/cpu.lock: vLLM's CPU build, the tools and this package
 
@@ -58,3 +59,9 @@ conformance: $(STAMP) ## vLLM's own scheduler tests on our scheduler classes (CO
 
 overhead: $(STAMP) ## what our scheduler costs per step beside stock's
 	$(PY) -m benchmarks.overhead
+
+gpu: $(STAMP) ## kernel and step times of a GPU, where there is one (GPU_ARGS=...)
+	$(PY) -m benchmarks.gpu $(GPU_ARGS)
+
+gpu-payload: $(STAMP) ## pack vLLM for a GPU machine without network into .vp/ (4 minutes)
+	PYTHON=$(PY) benchmarks/gpu/payload/build.sh .vp

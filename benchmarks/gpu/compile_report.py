@@ -71,7 +71,7 @@ def cases(shape: Shape, block_tokens: int = 16) -> list[Case]:
              {"key": "*bf16", "value": "*bf16", "cache": "*fp8e4nv", "slots": "*i64"}, {**kv, "COLUMNS": 1024}, scales),
         Case("fp8_read", fp8._fp8_read_kernel, {**gather, "cache": "*fp8e4nv"}, {**kv, "ELEMENTS": 2048}, scales),
         Case("scores", absorbed._scores_kernel, {"query": "*bf16", "slopes": "*fp32", **decode},
-             {**half, **heads, "TOKENS": tiles.tokens, "DEPTH": tiles.depth, "PARTS": 4, "ALIBI": True},
+             {**half, **heads, "TOKENS": tiles.tokens, "DEPTH": tiles.depth, "ALIBI": True},
              {"scale_log2": "fp32"}, tiles.warps, tiles.score_stages),
         *(Case(f"values, {n} parts", absorbed._values_kernel, {**decode, **parts},
                {**half, **heads, "TOKENS": tiles.tokens, "COLUMNS": tiles.columns, "PARTS": n}, {}, tiles.warps,

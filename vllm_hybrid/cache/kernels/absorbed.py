@@ -24,6 +24,7 @@ from vllm_hybrid.cache.kernels.view import HalfBlockView, half_block_offset, int
 
 LOG2_E = 1.4426950408889634
 TILE_TOKENS = 64
+FEW_ROWS_PARTS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +41,11 @@ class DecodeTiles:
     """Columns of x that one program of the value product owns."""
 
     score_parts: int = 4
-    """Programs that share a row's tiles in the score product."""
+    """Programs that share a row's tiles in the score product; may change from step to step."""
 
     value_parts: int = 1
-    """Programs that share a row's tiles in the value product; above 1, `combine` merges them."""
+    """Programs that share a row's tiles in the value product; above 1, `combine` merges them. Each value is compiled
+    for itself."""
 
     warps: int = 4
     score_stages: int = 3
@@ -55,16 +57,16 @@ def choose_tiles(rows: int, max_seq_len: int, multiprocessors: int) -> DecodeTil
     partial sums are fp32 over all of H: at 32 rows they would be two thirds of x itself at 1000 tokens."""
     tiles = max(1, triton.cdiv(max_seq_len, TILE_TOKENS))
     wanted = triton.cdiv(2 * multiprocessors, max(1, rows))
-    value_parts = min(tiles, 4) if rows <= 4 else 1
+    value_parts = FEW_ROWS_PARTS if rows <= 4 and tiles >= FEW_ROWS_PARTS else 1
     return DecodeTiles(score_parts=min(tiles, wanted), value_parts=value_parts)
 
 
 @triton.jit
-def _row_tiles(seq_lens, row, part, PARTS: tl.constexpr, TOKENS: tl.constexpr):
+def _row_tiles(seq_lens, row, part, parts, TOKENS: tl.constexpr):
     """Cached tokens of a row, and the tiles [begin, end) of it that are this part's."""
     length = tl.load(seq_lens + row)
     tiles = tl.cdiv(length, TOKENS)
-    share = tl.cdiv(tiles, PARTS)
+    share = tl.cdiv(tiles, parts)
     begin = part * share
     return length, begin, tl.minimum(begin + share, tiles)
 
@@ -78,18 +80,18 @@ def _token_offsets(
     return half_block_offset(block_id, num_blocks, block_stride, BS, H, R) + (position % BS) * H
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts"])
 def _scores_kernel(
     query, query_row, query_head, cache, table, table_stride, seq_lens, first_tile, probs, tile_max, tile_sum, slopes,
-    num_blocks, block_stride, scale_log2, NH: tl.constexpr, H: tl.constexpr, BS: tl.constexpr, R: tl.constexpr,
-    HEADS: tl.constexpr, TOKENS: tl.constexpr, DEPTH: tl.constexpr, PARTS: tl.constexpr, ALIBI: tl.constexpr,
+    num_blocks, block_stride, parts, scale_log2, NH: tl.constexpr, H: tl.constexpr, BS: tl.constexpr,
+    R: tl.constexpr, HEADS: tl.constexpr, TOKENS: tl.constexpr, DEPTH: tl.constexpr, ALIBI: tl.constexpr,
     WIDEN: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     table_row = table + row * table_stride
     if tl.load(table_row) < num_blocks:
         return
-    length, begin, end = _row_tiles(seq_lens, row, tl.program_id(1), PARTS, TOKENS)
+    length, begin, end = _row_tiles(seq_lens, row, tl.program_id(1), parts, TOKENS)
     base = tl.load(first_tile + row).to(tl.int64)
     head = tl.arange(0, HEADS)
     depth = tl.arange(0, DEPTH)
@@ -230,7 +232,7 @@ def hidden_decode(
              "WIDEN": interpreted() and query.dtype == torch.bfloat16}  # fmt: skip
     _scores_kernel[(rows, tiles.score_parts)](
         query, query.stride(0), query.stride(1), *where, seq_lens if slopes is None else slopes * LOG2_E,
-        view.num_blocks, view.block_stride, scale * LOG2_E, **shape, DEPTH=tiles.depth, PARTS=tiles.score_parts,
+        view.num_blocks, view.block_stride, tiles.score_parts, scale * LOG2_E, **shape, DEPTH=tiles.depth,
         ALIBI=slopes is not None, num_stages=tiles.score_stages,
     )  # fmt: skip
     parts = tiles.value_parts
