@@ -1,6 +1,6 @@
 """Hidden states back out of the half blocks, dense, and K and V from them by one matrix product.
 
-For long prompt chunks, where reading x absorbed costs more FLOP than making K and V anew (from 131 query tokens on for
+For long prompt chunks, where reading x absorbed costs more FLOP than making K and V anew (from 132 query tokens on for
 OPT-13B), and for moving a request from the hidden form to KV. The product is the vendor's GEMM; only the gather is
 ours. Rows are taken whole, so a caller bounds the temporary memory by the rows it passes.
 """
