@@ -66,6 +66,7 @@ class Ledger:
                 work.prefills += 1
                 work.prefill_tokens += tokens
                 work.pairs += tokens * (done + tokens / 2)
+                work.done_tokens += done
                 fresh, due = self._billing.bill(view, done, tokens)
                 bill = (fresh, int(tokens == missing), due)
             entry = paid.get(view.key)

@@ -1,134 +1,175 @@
-"""Batch-latency predictor: the seconds a step takes, from what it computes (after HyGen, arXiv 2501.14808).
+"""Step-time predictor: the seconds a step takes, from what it computes, learned while the engine runs.
 
-A linear model over five figures of a step, fitted while the engine runs: relative errors are minimised, old steps
-fade, coefficients are never negative, so more work is never predicted to take less time and the inverse (seconds ->
-most prefill tokens) is exact. Different from HyGen: decode cost follows the *context* read, prefill cost the
-query-key pairs, and nothing is profiled beforehand. Steps are summed over short windows before they are fitted,
-because single step times are noisy under async scheduling.
+The model of `latency_features`; relative errors are minimised, old steps fade, disturbed ones count little. Where real
+and predicted times part for good (another model on the GPU, a clock that was lowered) it says so, corrects the level at
+once and budgets with its widest margin until it has learned anew. It is not `ready`, and nobody budgets by it, before
+it has seen enough, while times stop making sense, and while its coefficients do. After HyGen (arXiv 2501.14808), whose
+predictor is fitted once and stays.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Sequence
 
-_WINDOW_STEPS = 8  # steps summed before one fit
-_FADE = 0.99  # weight of the past per window: half of it is gone after 69 windows
-_RIDGE = 1e-4  # pull towards the present coefficients, so that what is not exercised is not forgotten
-_SWEEPS = 8  # coordinate-descent sweeps per fit, from the last solution
+import numpy as np
+
+from vllm_hybrid.policy.latency_features import FEATURES, NEIGHBOURS, StepWork, features_of
+from vllm_hybrid.policy.latency_fit import Floats
+from vllm_hybrid.policy.latency_memory import Memory
+from vllm_hybrid.policy.latency_model import NOTHING, StepTimeModel
+
+__all__ = ["StepTimePredictor", "StepWork"]
+
+_WINDOW_STEPS = 8  # learned from together
 _READY_WINDOWS = 6
+_EAGER_WINDOWS = 16  # after each of these the model is solved anew, later after every eighth
 _QUANTILE = 0.9
-_QUANTILE_STEP = 0.005
-
-
-@dataclass(slots=True)
-class StepWork:
-    """What one step computes.
-
-    context_tokens: KV tokens read by decodes. pairs: query-key pairs of prefill chunks, sum of n * (done + n / 2).
-    """
-
-    decodes: int = 0
-    prefill_tokens: int = 0
-    context_tokens: float = 0.0
-    pairs: float = 0.0
-    prefills: int = 0  # requests with a chunk
-
-    def features(self) -> tuple[float, float, float, float, float]:
-        """The model's inputs, the constant first."""
-        return 1.0, float(self.decodes), float(self.prefill_tokens), float(self.context_tokens), self.pairs
+_QUANTILE_STEP = 0.03  # of the margin
+_LEAST_MARGIN, _FIRST_MARGIN, _MOST_MARGIN = 0.05, 0.25, 1.0
+_RECENT_WINDOWS = 6  # judged together when looking for drift
+_DRIFT = 1.5  # median of predicted / real, or its inverse
+_KEPT_AT_DRIFT = 0.1  # of the past
+_LEAST_LEVEL = 1e-3
+_BLIND_STEPS = 64  # without one usable time
 
 
 class StepTimePredictor:
     """Predicts step seconds; learns from `observe`. Not usable for budgets before `ready`."""
 
-    def __init__(self, features: int = 5) -> None:
-        self.coefficients = [0.0] * features  # seconds per unit of each feature
+    feature_count = len(FEATURES)
+    neighbours: Sequence[tuple[int, int]] = NEIGHBOURS
+
+    def __init__(self) -> None:
         self.windows = 0
         self.error_ratio: float | None = None  # running mean of |predicted - real| / real
-        self.margin = 0.25  # 0.9-quantile of real / predicted - 1, learned step by step
-        self._gram = [[0.0] * features for _ in range(features)]
-        self._moment = [0.0] * features
-        self._sum = [0.0] * features
-        self._seconds = 0.0
-        self._steps = 0
+        self.margin = _FIRST_MARGIN  # 0.9-quantile of real / predicted - 1, learned step by step
+        self.drifts = 0
+        self.coefficients = [0.0] * self.feature_count  # seconds per unit of each feature
+        self._memory = Memory(self.feature_count, self.neighbours)
+        self._rows: list[Sequence[float]] = []
+        self._seconds: list[float] = []
+        self._overlapping = False
+        self._recent: deque[Floats] = deque(maxlen=_RECENT_WINDOWS)  # features per second
+        self._blind = 0
+
+    # -- predicting --------------------------------------------------------------------------------------------------
+    @property
+    def coefficients(self) -> list[float]:
+        """Of the model in use."""
+        return self._coefficients
+
+    @coefficients.setter
+    def coefficients(self, values: Sequence[float]) -> None:
+        self._coefficients = list(values)
+        self._sane = all(map(math.isfinite, values)) and any(values)
+        self._adopt()
+
+    def _adopt(self) -> None:
+        self._model = StepTimeModel(self._coefficients)
 
     @property
     def ready(self) -> bool:
-        """Whether enough steps were seen to budget by."""
-        return self.windows >= _READY_WINDOWS
+        """Whether it can be budgeted by."""
+        return self.windows >= _READY_WINDOWS and self._sane and self._blind < _BLIND_STEPS
 
-    def inputs(self, work: StepWork) -> tuple[float, ...]:
+    def inputs(self, work: StepWork) -> Sequence[float]:
         """The features of the model."""
-        return work.features()
+        return features_of(work)
 
     def seconds(self, work: StepWork) -> float:
         """Predicted seconds of a step."""
-        c = self.coefficients
-        return c[0] + c[1] * work.decodes + c[2] * work.prefill_tokens + c[3] * work.context_tokens + c[4] * work.pairs
+        return self._model.seconds(work)
 
-    def decode_seconds(self, context_tokens: int) -> float:
-        """What one more decode with this context adds to a step."""
-        return self.coefficients[1] + self.coefficients[3] * context_tokens
+    def decode_seconds(self, context_tokens: float, beside: StepWork = NOTHING) -> float:
+        """What one more decode with this context adds to the step `beside`."""
+        return self._model.decode_seconds(context_tokens, beside)
 
-    def prefill_seconds(self, tokens: int, done_tokens: int) -> float:
-        """What a prefill chunk of `tokens` after `done_tokens` adds to a step."""
-        return self.coefficients[2] * tokens + self.coefficients[4] * tokens * (done_tokens + tokens / 2)
+    def prefill_seconds(self, tokens: float, done_tokens: float, beside: StepWork = NOTHING) -> float:
+        """What a prefill chunk of `tokens` after `done_tokens` adds to the step `beside`."""
+        return self._model.prefill_seconds(tokens, done_tokens, beside)
 
-    def prefill_tokens_within(self, seconds: float, done_tokens: int) -> float:
-        """Most prefill tokens that add at most `seconds`; inf if the model sees no cost in them.
+    def prefill_tokens_within(self, seconds: float, done_tokens: float, beside: StepWork = NOTHING) -> float:
+        """Most prefill tokens that add at most `seconds` to the step `beside`; inf if the model sees no cost in them.
 
         Inverse of `prefill_seconds` in its first argument.
         """
-        if seconds <= 0:
-            return 0.0
-        a = self.coefficients[4] / 2
-        b = self.coefficients[2] + self.coefficients[4] * done_tokens
-        if b <= 0 and a <= 0:
-            return math.inf
-        # The root of a n^2 + b n = seconds, in the form that stays exact for a -> 0.
-        return 2 * seconds / (b + math.sqrt(b * b + 4 * a * seconds))
+        return self._model.prefill_tokens_within(seconds, done_tokens, beside)
 
-    def observe(self, work: StepWork, seconds: float) -> None:
-        """Learn from a step that took `seconds`. Values that are not positive and finite are ignored."""
+    # -- learning --------------------------------------------------------------------------------------------------
+    def observe(self, work: StepWork, seconds: float, alone: bool = True) -> None:
+        """Learn from a step that took `seconds`. Values that are not positive and finite only count as such.
+
+        alone: no other step was under way, so that the time is this step's own; otherwise only sums are trusted,
+        because outputs of overlapping steps can come in pairs, the first one late.
+        """
         if not (math.isfinite(seconds) and seconds > 0):
+            self._blind += 1
             return
+        self._blind = 0
+        row = self.inputs(work)
         if self.ready:
             self._judge(self.seconds(work), seconds)
-        for i, x in enumerate(self.inputs(work)):
-            self._sum[i] += x
-        self._seconds += seconds
-        self._steps += 1
-        if self._steps >= _WINDOW_STEPS:
+        self._rows.append(row)
+        self._seconds.append(seconds)
+        self._overlapping |= not alone
+        if len(self._rows) >= _WINDOW_STEPS:
             self._close_window()
 
     def _close_window(self) -> None:
-        x, y = self._sum, self._seconds
-        self._sum, self._seconds, self._steps = [0.0] * len(x), 0.0, 0
-        for i, xi in enumerate(x):
-            row = self._gram[i]
-            for j, xj in enumerate(x):
-                row[j] = _FADE * row[j] + xi * xj / (y * y)
-            self._moment[i] = _FADE * self._moment[i] + xi / y
-        self._solve()
+        rows, seconds = np.array(self._rows, float), np.array(self._seconds)
+        if self._overlapping:
+            rows, seconds = rows.sum(axis=0, keepdims=True), seconds.sum(keepdims=True)
+        self._rows, self._seconds, self._overlapping = [], [], False
+        if not np.isfinite(rows).all():
+            return
+        ratios = rows / seconds[:, None]
+        weights = np.ones(len(seconds))
+        if self.ready:
+            predicted = ratios @ np.array(self._coefficients)  # as a multiple of the real time
+            weights = np.minimum(1.0, self._usual_error / np.maximum(np.abs(predicted - 1.0), 1e-9))
+            weights /= np.maximum(1.0, predicted) ** 2  # a time that is far too short would outweigh all others
+            self._recent.append(ratios)
+        self._memory.add(ratios, weights)
         self.windows += 1
+        if self._drifted():
+            self._correct()
+        elif self.windows <= _EAGER_WINDOWS or self.windows % 8 == 0:
+            self._solve()
+
+    @property
+    def _usual_error(self) -> float:
+        """Larger ones count linearly."""
+        return max(0.05, 2.0 * (self.error_ratio or 0.0))
 
     def _judge(self, predicted: float, real: float) -> None:
-        error = abs(predicted - real) / real
+        error = min(abs(predicted - real) / real, 10.0)
         self.error_ratio = error if self.error_ratio is None else 0.99 * self.error_ratio + 0.01 * error
         late = predicted <= 0 or real / predicted - 1 > self.margin
-        self.margin += _QUANTILE_STEP * (_QUANTILE if late else _QUANTILE - 1)
-        self.margin = min(1.0, max(0.05, self.margin))
+        step = _QUANTILE_STEP * max(self.margin, 2 * _LEAST_MARGIN)
+        self.margin += step * (_QUANTILE if late else _QUANTILE - 1)
+        self.margin = min(_MOST_MARGIN, max(_LEAST_MARGIN, self.margin))
 
     def _solve(self) -> None:
-        """Non-negative least squares by coordinate descent, warm-started."""
-        c, gram, moment = self.coefficients, self._gram, self._moment
-        anchor = list(c)
-        for _ in range(_SWEEPS):
-            for i in range(len(c)):
-                diagonal = gram[i][i]
-                if diagonal <= 0.0:
-                    continue
-                rest = sum(gram[i][j] * c[j] for j in range(len(c))) - diagonal * c[i]
-                pull = _RIDGE * diagonal
-                c[i] = max(0.0, (moment[i] - rest + pull * anchor[i]) / (diagonal + pull))
+        present = np.array(self._coefficients) if self._sane else np.zeros(self.feature_count)
+        self.coefficients = [float(value) for value in self._memory.solve(np.maximum(0.0, present))]
+
+    # -- drift --------------------------------------------------------------------------------------------------
+    def _level(self) -> float:
+        """Predicted / real of the recent steps, the median."""
+        return float(np.median(np.concatenate(self._recent) @ np.array(self._coefficients)))
+
+    def _drifted(self) -> bool:
+        return len(self._recent) == _RECENT_WINDOWS and not 1 / _DRIFT < self._level() < _DRIFT
+
+    def _correct(self) -> None:
+        """Forget most of the past and take the level of the last steps; be careful until that has settled."""
+        self.drifts += 1
+        self._solve()  # what is remembered may be right and only the coefficients wrong
+        level = max(self._level(), _LEAST_LEVEL)
+        if not 1 / _DRIFT < level < _DRIFT:
+            self._memory.slow_down(1 / level, _KEPT_AT_DRIFT)
+            self.coefficients = [value / level for value in self._coefficients]
+        self.margin = _MOST_MARGIN
+        self._recent.clear()

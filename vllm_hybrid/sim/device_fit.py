@@ -1,7 +1,7 @@
 """A device fitted to the steps of a live engine.
 
-Relative errors are minimised with coefficients that are never negative, so that more work never takes less time: the
-same model as `policy.latency`, solved once over all samples instead of step by step.
+Relative errors are minimised with coefficients that are never negative, so that more work never takes less time. Five
+figures of a step, without the segments of `policy.latency_features`: a device is read and written by hand.
 """
 
 from __future__ import annotations

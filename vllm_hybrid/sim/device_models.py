@@ -176,7 +176,7 @@ class TwoRegimeDevice(Device):
 
 
 class StepLinearDevice(Device):
-    """Linear in the five figures that our step-time predictor learns from; what a live engine's steps are fitted to."""
+    """Linear in five figures of a step; what a live engine's steps are fitted to (`device_fit.py`)."""
 
     kind: Literal["step_linear"]
     constant_s: NotNegative

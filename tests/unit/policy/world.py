@@ -17,6 +17,7 @@ from vllm_hybrid.config import load_config
 from vllm_hybrid.policy.compose import HybridPlanner
 from vllm_hybrid.policy.fairness import VirtualCounters
 from vllm_hybrid.policy.latency import StepTimePredictor, StepWork
+from vllm_hybrid.policy.latency_features import FEATURES
 from vllm_hybrid.policy.plan import StepView
 from vllm_hybrid.policy.request import Lane, RequestView
 from vllm_hybrid.policy.waiting import WaitingRequests
@@ -176,7 +177,9 @@ def trained(
 ) -> StepTimePredictor:
     """A predictor that has learned exactly these figures."""
     predictor = StepTimePredictor()
-    predictor.coefficients = [constant_s, decode_s, prefill_token_s, context_token_s, pair_s]
+    price = {"constant": constant_s, "decodes": decode_s, "context": context_token_s, "pairs": pair_s}
+    price["prefill_tokens"] = prefill_token_s
+    predictor.coefficients = [price.get(name, price.get(name.split("_")[0], 0.0)) for name in FEATURES]
     predictor.windows = 1000
     predictor.margin = margin
     return predictor
@@ -204,6 +207,8 @@ def work_of(decodes: Iterable[RequestView], chunks: Iterable[tuple[RequestView, 
         work.decodes += 1
         work.context_tokens += view.computed_tokens
     for view, tokens in chunks:
+        work.prefills += 1
+        work.done_tokens += view.computed_tokens
         work.prefill_tokens += tokens
         work.pairs += tokens * (view.computed_tokens + tokens / 2)
     return work

@@ -18,8 +18,11 @@ FEATURES = ("constant", "prefill_tokens", "context_tokens", "prefill_tokens_squa
 class HygenPredictor(StepTimePredictor):
     """coefficients: seconds per unit of each of `FEATURES`, or None to learn them."""
 
+    feature_count = len(FEATURES)
+    neighbours = ()
+
     def __init__(self, coefficients: Sequence[float] | None = None) -> None:
-        super().__init__(len(FEATURES))
+        super().__init__()
         self._profiled = coefficients is not None
         if coefficients is not None:
             self.coefficients = list(coefficients)
@@ -38,9 +41,16 @@ class HygenPredictor(StepTimePredictor):
         """Predicted seconds of a step."""
         return sum([c * x for c, x in zip(self.coefficients, self.inputs(work))])
 
+    def _adopt(self) -> None:
+        """The coefficients are all there is."""
+
     def _solve(self) -> None:
         if not self._profiled:
             super()._solve()
+
+    def _correct(self) -> None:
+        if not self._profiled:  # the paper's stay as they are
+            super()._correct()
 
 
 @dataclass(slots=True)
