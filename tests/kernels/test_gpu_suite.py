@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from vllm_hybrid.sim.device import load_device
 
 
@@ -22,11 +24,12 @@ def test_without_a_gpu_it_says_so_in_one_line(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_rehearsal_runs_every_stage_and_writes_every_result(tmp_path: Path) -> None:
-    result = suite("--rehearse", OUT=str(tmp_path))
+def test_a_rehearsal_runs_the_stages_and_writes_their_results(tmp_path: Path) -> None:
+    names = "ceilings", "kernel-checks", "kernel-times", "steps"
+    result = suite("--rehearse", "--stages", ",".join(names), OUT=str(tmp_path))
     assert result.returncode == 0, result.stdout + result.stderr
     stages = json.loads((tmp_path / "stages.json").read_text())["stages"]
-    assert stages == dict.fromkeys(("ceilings", "kernel-checks", "kernel-times", "steps"), "done")
+    assert stages == dict.fromkeys(names, "done")
     checks = json.loads((tmp_path / "kernel_checks.json").read_text())["rows"]
     assert len(checks) >= 14 and all(row["right"] for row in checks)
     times = json.loads((tmp_path / "kernel_times.json").read_text())
@@ -38,6 +41,16 @@ def test_a_rehearsal_runs_every_stage_and_writes_every_result(tmp_path: Path) ->
     assert device.step_seconds([(8, 0)], [16, 16]) > 0
     error = json.loads((tmp_path / "device_error_tiny.json").read_text())
     assert error["steps"] == 20 and error["predictor_mape"] > 0
+
+
+@pytest.mark.e2e
+def test_the_engine_stage_serves_every_contender_the_same_load(tmp_path: Path) -> None:
+    result = suite("--rehearse", "--stages", "engine", "--out", str(tmp_path))
+    assert result.returncode == 0, result.stdout + result.stderr
+    rows = json.loads((tmp_path / "engine.json").read_text())["rows"]
+    assert [row["scheduler"] for row in rows] == ["Scheduler"] * 2 + ["HybridSyncScheduler"] * 2
+    done = [{lane: figures["completed"] for lane, figures in row["lanes"].items()} for row in rows]
+    assert done == [done[0]] * 4 and min(done[0].values()) > 0
 
 
 def test_what_was_done_is_kept_when_the_time_is_up(tmp_path: Path) -> None:
