@@ -142,6 +142,7 @@ class GatedPlanner:
     """
 
     always = True
+    gate_class = Gate
 
     def __init__(self, planner: Planner, step_tokens: float) -> None:
         self._planner = planner
@@ -151,7 +152,7 @@ class GatedPlanner:
         """The planner's step, with the gate before its admissions."""
         if not len(view.waiting):
             return self._planner.plan(view)
-        gate = Gate.of(view, self._step_tokens)
+        gate = self.gate_class.of(view, self._step_tokens)
         plan = self._planner.plan(_gated(view, gate))
         plan.candidates = _watched(plan.candidates, view, gate)
         return plan

@@ -106,6 +106,14 @@ def test_the_real_trace_has_the_published_counts_and_lengths() -> None:
     assert statistics.median(outputs) == pytest.approx(211, rel=0.08)
 
 
+def test_the_clients_of_the_real_trace_ask_for_the_published_shares() -> None:
+    asked: Counter[str] = Counter()
+    for request in make_workload("real", 42):
+        asked[request.client] += request.prompt_tokens + 2 * request.output_tokens
+    shares = [service / asked.total() for _, service in asked.most_common(6)]
+    assert shares == pytest.approx([0.222, 0.199, 0.134, 0.063, 0.047, 0.046], abs=0.01)
+
+
 @pytest.mark.parametrize(("limit", "published"), [(30, 1324), (20, 1158), (15, 1053), (10, 900), (5, 581)])
 def test_the_real_trace_meets_rate_limits_as_the_published_one_did(limit: int, published: int) -> None:
     """What a limit per minute lets through depends on when each client sends: the paper's five figures, within 4 %."""

@@ -1,0 +1,76 @@
+"""The engine of the VTC paper as its benchmark emulates it: when, whom and how much it admits, what a prompt costs."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.papers import vtc_engine
+from benchmarks.papers.vtc_engine import ADMISSION_STEPS, CLIENT_TOKENS, ClientGate, IntervalPlanner, RejoiningOrder
+from benchmarks.papers.vtc_runs import averaged
+from tests.unit.policy.world import Pool, decode, request, step_view, waiting
+from vllm_hybrid.policy.fairness import VirtualCounters
+from vllm_hybrid.policy.gate import Gate
+from vllm_hybrid.policy.published.batch import BatchPlanner
+from vllm_hybrid.policy.published.orders import by_arrival
+from vllm_hybrid.sim.device import load_device
+
+
+def test_admissions_begin_again_ten_steps_after_the_last_one() -> None:
+    planner = IntervalPlanner(BatchPlanner(by_arrival))
+    admitted = []
+    for step in range(3 * ADMISSION_STEPS):
+        pool = Pool(1000, 500)
+        plan = planner.plan(step_view([decode()], waiting([request()]), pool))
+        for view in plan.candidates:
+            pool.taken.add(view)
+            admitted.append(step)
+    assert admitted == [ADMISSION_STEPS - 1, 2 * ADMISSION_STEPS - 1, 3 * ADMISSION_STEPS - 1]
+
+
+def test_a_head_that_did_not_fit_is_tried_at_every_step_from_then_on() -> None:
+    planner = IntervalPlanner(BatchPlanner(by_arrival))
+    for _ in range(ADMISSION_STEPS + 3):
+        assert not list(planner.plan(step_view([decode()], waiting([request()]), Pool(1000, 0))).candidates)
+    assert list(planner.plan(step_view([decode()], waiting([request()]), Pool(1000, 500))).candidates)
+
+
+def test_every_client_that_runs_takes_its_tokens_off_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    running, same, other = decode("a"), request("a"), request("b")
+    names = {running.request_id: "a", same.request_id: "a", other.request_id: "b"}
+    monkeypatch.setattr(vtc_engine, "_clients", names)
+    view = step_view([running])
+    plain, gate = Gate.of(view, 512), ClientGate.of(view, 512)
+    each = CLIENT_TOKENS // view.block_tokens
+    assert gate.room_blocks == plain.room_blocks - each
+    assert gate.demand_blocks(same) == plain.demand_blocks(same)
+    assert gate.demand_blocks(other) == plain.demand_blocks(other) + each
+    gate.admit(other)
+    plain.admit(other)
+    assert gate.room_blocks == plain.room_blocks - 2 * each
+
+
+def test_who_lost_its_memory_waits_for_its_clients_turn() -> None:
+    counters = VirtualCounters(1.0, 2.0, {})
+    back, new = request("served", started=True), request("poor")
+    queue = waiting([back, new], counters)
+    counters.values[back.key], counters.values[new.key] = 1000.0, 0.0
+    assert list(RejoiningOrder(counters)(step_view([], queue))) == [new, back]
+    counters.values[new.key] = 2000.0
+    assert list(RejoiningOrder(counters)(step_view([], queue))) == [back, new]
+
+
+def test_a_short_prompt_costs_a_pass_over_the_weights() -> None:
+    plain = load_device("a10g_llama2_7b")
+    paper = vtc_engine.paper_device(plain)
+    assert paper.step_seconds([(8, 0)], []) == pytest.approx(plain.decode_s)
+    assert paper.step_seconds([(512, 0)], []) == plain.step_seconds([(512, 0)], [])
+    assert paper.step_seconds([], [100]) == plain.step_seconds([], [100])
+
+
+def test_figures_of_several_draws_are_averaged_one_by_one() -> None:
+    records = [
+        {"shares": [0.4, 0.6], "wait": 1.0, "shortened": False},
+        {"shares": [0.6, 0.4], "wait": 2.0, "shortened": False},
+    ]
+    assert averaged(records) == {"shares": [0.5, 0.5], "wait": 1.5, "shortened": False}
+    assert averaged(records[:1]) == records[0]
