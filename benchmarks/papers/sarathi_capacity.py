@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -62,20 +62,37 @@ class Search:
     def name(self) -> str:
         return f"{self.cell.name}/{self.policy}"
 
+    @property
+    def start_rate(self) -> float:
+        return self.cell.start_rates[POLICIES.index(self.policy)]
 
-def contender(search: Search) -> Contender:
-    """The policy as its paper runs it. Whole-prompt policies take steps of up to the longest sequence."""
-    cell, policy = search.cell, search.policy
-    if policy == "sarathi":
-        return Contender(policy, hybrid={"preset": policy}, engine={"step_tokens": cell.sarathi_tokens})
-    engine = {"step_tokens": cell.model_len}
-    if policy == "prefill_first":
-        return Contender(policy, hybrid={"preset": policy}, engine=engine)
-    options = {"batch_requests": ORCA_BATCH, "reserve_tokens": cell.model_len}
-    return Contender(policy, hybrid={"preset": policy, "presets": {policy: options}}, engine=engine)
+    @property
+    def contender(self) -> Contender:
+        """The policy as its paper runs it. Whole-prompt policies take steps of up to the longest sequence."""
+        cell, policy = self.cell, self.policy
+        if policy == "sarathi":
+            return Contender(policy, hybrid={"preset": policy}, engine={"step_tokens": cell.sarathi_tokens})
+        engine = {"step_tokens": cell.model_len}
+        if policy == "prefill_first":
+            return Contender(policy, hybrid={"preset": policy}, engine=engine)
+        options = {"batch_requests": ORCA_BATCH, "reserve_tokens": cell.model_len}
+        return Contender(policy, hybrid={"preset": policy, "presets": {policy: options}}, engine=engine)
 
 
-def capacity(search: Search) -> tuple[dict[str, Any], dict[str, Any]]:
+class Searched(Protocol):
+    """Whose capacity is looked for, where, on which grid of rates, and from which rate on."""
+
+    @property
+    def cell(self) -> Cell: ...
+    @property
+    def step(self) -> float: ...
+    @property
+    def start_rate(self) -> float: ...
+    @property
+    def contender(self) -> Contender: ...
+
+
+def capacity(search: Searched) -> tuple[dict[str, Any], dict[str, Any]]:
     """The capacity, what was seen there, what is missed one step above; what the search cost on this machine."""
     cpu_s, tried = 0.0, {}
 
@@ -86,7 +103,7 @@ def capacity(search: Search) -> tuple[dict[str, Any], dict[str, Any]]:
             cpu_s += spent_s
         return tried[rung]
 
-    start = round(math.log(search.cell.start_rates[POLICIES.index(search.policy)] / _LEAST_RATE, search.step))
+    start = round(math.log(search.start_rate / _LEAST_RATE, search.step))
     best = highest(lambda rung: tries(rung)["met"], start)
     found = {
         "capacity": rate_of(best, search.step),
@@ -114,11 +131,11 @@ def highest(holds: Callable[[int], bool], start: int) -> int:
     return low
 
 
-def _tried(search: Search, rate: float) -> tuple[dict[str, Any], float]:
+def _tried(search: Searched, rate: float) -> tuple[dict[str, Any], float]:
     """What was seen at that rate, and CPU seconds. A run is left as soon as the target cannot be met any more."""
     cell = search.cell
     requests = make_workload(f"sarathi-{cell.data}", SEED, qps=rate, requests=cell.requests)
-    device, who = load_device(cell.device), contender(search)
+    device, who = load_device(cell.device), search.contender
     settings = effective_settings(who, device, EngineSettings(max_seqs=128, max_model_len=cell.model_len))
     from vllm_hybrid.sim.loop import Simulation
 

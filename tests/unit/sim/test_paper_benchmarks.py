@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from benchmarks.papers.common import Check, finish, table
-from benchmarks.papers.sarathi_capacity import highest, rate_of
+from benchmarks.papers.sarathi_capacity import Cell, highest, rate_of
 from benchmarks.papers.vtc_checks import all_checks
 from benchmarks.papers.vtc_runs import all_runs, contender, line, quick_runs
+from benchmarks.token_budget import BUDGETS, DEVICES, Search
 from vllm_hybrid.config import load_config
 from vllm_hybrid.sim.suites import WORKLOADS
 
@@ -66,6 +67,17 @@ def test_a_gap_that_grows_steadily_is_a_line() -> None:
 def test_every_run_has_a_workload_and_settings_that_the_schema_takes(run: Any) -> None:
     assert run.suite in WORKLOADS and run.parameters.keys() <= WORKLOADS[run.suite].parameters.keys()
     load_config(contender(run.policy, WORKLOADS[run.suite].clients).hybrid)
+
+
+@pytest.mark.parametrize("model", DEVICES)
+def test_fixed_budgets_are_stock_engines_and_hybrid_is_told_the_target_alone(model: str) -> None:
+    cell = Cell(DEVICES[model], model, "chat", 0.1, 0, 64, (0, 0, 0))
+    for budget in BUDGETS:
+        who = Search(cell, budget, 1.04).contender
+        assert who.stock == "fcfs" and who.engine == {"step_tokens": budget}
+    hybrid = Search(cell, None, 1.04).contender
+    assert load_config(hybrid.hybrid).slo.online.tbt_s == 0.1 and hybrid.engine == {"step_tokens": max(BUDGETS)}
+    assert hybrid.hybrid.keys() == {"slo"}
 
 
 def test_results_hold_no_clock_and_the_exit_status_tells_of_a_failed_check(tmp_path: Path) -> None:
