@@ -112,7 +112,7 @@ def serve(
                 clock.idle_until(coming[0].request.arrival_s)
             begin_s = clock()
             while coming and coming[0].request.arrival_s <= clock():
-                _add(engine, coming.popleft().request)
+                add(engine, coming.popleft().request)
             for output in engine.step():
                 _note(records[output.request_id], output, clock())
             for work in works:
@@ -158,7 +158,7 @@ def _work(scheduled: Mapping[str, int], requests: Mapping[str, Any]) -> StepWork
     return work
 
 
-def _add(engine: Any, request: SimRequest) -> None:
+def add(engine: Any, request: SimRequest) -> None:
     from vllm import SamplingParams
 
     words = random.Random(request.request_id)

@@ -87,7 +87,7 @@ class Admission:
                     if taken := self.view.admitted_tokens(request):
                         chunk = min(chunk, taken)  # less, if a KV connector had more of it
                         self.admitted += 1
-                        budget.spend(chunk, self.predictor.prefill_seconds(chunk, done_tokens))
+                        budget.spend_chunk(self.predictor, chunk, done_tokens)
                         self._bypass(passed)
                         if self._comes_back(request):
                             self._comeback.admitted(request)

@@ -49,21 +49,24 @@ class HybridPlanner:
         groups = Groups.of(view.running)
         plan = StepPlan(token_budget=view.max_tokens, order=list(groups.online_decodes))
         decode_tokens = len(groups.online_decodes) * view.decode_tokens
-        base_s, online_s = self._decode_seconds(view, groups)
-        online = Budget(view.max_tokens - decode_tokens, online_s, MIN_PREFILL_TOKENS)
+        step = StepWork()
+        base_s, online_s = self._decode_seconds(view, groups, step)
+        online = Budget(view.max_tokens - decode_tokens, online_s, MIN_PREFILL_TOKENS, step)
         chunk_tokens, chunk_s = self._prefill_online(plan, groups, online, view.max_chunk_tokens)
         heads = self._heads(view, groups, online.prefill_tokens(self._predictor, 0))
         room = self._make_room(view, groups, heads)
         head_tokens = self._head_tokens(heads, room, online)
 
-        offline = Budget(view.max_tokens - decode_tokens - chunk_tokens - head_tokens)
-        left_s = online_s - self._predictor.prefill_seconds(head_tokens, 0) - chunk_s
+        offline = Budget(view.max_tokens - decode_tokens - chunk_tokens - head_tokens, step=step)
+        left_s = online_s - self._predictor.prefill_seconds(head_tokens, 0, step) - chunk_s
         # A head that finds no room waits for a finisher, not for time: only those that come in hold offline work back.
-        offline.seconds = self._offline_seconds(view, groups, heads[: room.placed], base_s, left_s)
+        offline.seconds = self._offline_seconds(view, groups, heads[: room.placed], base_s, left_s, step)
         if self._slo.has_online_target and not self._predictor.ready:
-            offline = Budget(min(UNTRAINED_TOKENS, offline.tokens))
+            offline = Budget(min(UNTRAINED_TOKENS, offline.tokens), step=step)
         granted_s = offline.seconds
+        step.prefill_tokens += head_tokens  # they will be beside the offline work, and come in after it
         filled_tokens = self._fill_offline(view, plan, groups, room, offline)
+        step.prefill_tokens -= head_tokens
         online.tokens -= filled_tokens
         online.seconds -= granted_s - offline.seconds if granted_s < math.inf else 0.0
 
@@ -134,14 +137,14 @@ class HybridPlanner:
         """Blocks that admissions leave free: one for each running online request, which will need it soon."""
         return len(groups.online_decodes) + len(groups.online_prefills)
 
-    def _decode_seconds(self, view: StepView, groups: Groups) -> tuple[float, float]:
-        """Seconds of the online decodes, and seconds that online prefills may add to them."""
+    def _decode_seconds(self, view: StepView, groups: Groups, step: StepWork) -> tuple[float, float]:
+        """Seconds of the online decodes, and seconds that online prefills may add to them; enters them into `step`."""
         self._earliest_s = math.inf
         if not self._slo.has_online_target or not self._predictor.ready:
             return 0.0, math.inf
-        context = sum([v.computed_tokens for v in groups.online_decodes])
-        work = StepWork(decodes=len(groups.online_decodes), context_tokens=context)
-        base_s = self._predictor.seconds(work)
+        step.decodes = len(groups.online_decodes)
+        step.context_tokens = sum([v.computed_tokens for v in groups.online_decodes])
+        base_s = self._predictor.seconds(step)
         if not groups.online_decodes or not self._deadlines.between_tokens:
             return base_s, math.inf
         returns_s = view.now_s + view.pending_s
@@ -150,7 +153,13 @@ class HybridPlanner:
         return base_s, slack_s / (1 + self._predictor.margin) - base_s
 
     def _offline_seconds(
-        self, view: StepView, groups: Groups, heads: Sequence[RequestView], base_s: float, left_s: float
+        self,
+        view: StepView,
+        groups: Groups,
+        heads: Sequence[RequestView],
+        base_s: float,
+        left_s: float,
+        step: StepWork,
     ) -> float:
         """Seconds that offline work may add to the step: up to the next deadline of anybody online.
 
@@ -163,7 +172,7 @@ class HybridPlanner:
         seconds = self._slo.idle_step_limit_s / margin - base_s if left_s == math.inf else left_s
         returns_s, needed_s = view.now_s + view.pending_s, base_s
         for v in itertools.chain(groups.online_prefills, heads):
-            needed_s += self._predictor.prefill_seconds(v.missing_tokens, v.computed_tokens)
+            needed_s += self._predictor.prefill_seconds(v.missing_tokens, v.computed_tokens, step)
             slack_s = self._deadlines.first_token(v) - returns_s
             seconds = min(seconds, slack_s / margin - needed_s)
         return seconds
@@ -180,10 +189,8 @@ class HybridPlanner:
                 continue
             if chunk < wanted:
                 plan.caps[view.request_id] = chunk
-            chunk_s = self._predictor.prefill_seconds(chunk, view.computed_tokens)
-            budget.spend(chunk, chunk_s)
+            seconds += budget.spend_chunk(self._predictor, chunk, view.computed_tokens)
             tokens += chunk
-            seconds += chunk_s
         return tokens, seconds
 
     def _head_tokens(self, heads: Sequence[RequestView], room: Room, budget: Budget) -> int:

@@ -10,7 +10,6 @@ predictor is fitted once and stays.
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
@@ -28,9 +27,10 @@ _EAGER_WINDOWS = 16  # after each of these the model is solved anew, later after
 _QUANTILE = 0.9
 _QUANTILE_STEP = 0.03  # of the margin
 _LEAST_MARGIN, _FIRST_MARGIN, _MOST_MARGIN = 0.05, 0.25, 1.0
-_RECENT_WINDOWS = 6  # judged together when looking for drift
+_STRANGE_WINDOWS = 4  # in a row: not an accident
 _DRIFT = 1.5  # median of predicted / real, or its inverse
 _KEPT_AT_DRIFT = 0.1  # of the past
+_LEARNED = 1.2  # the same of steps that were learned from
 _LEAST_LEVEL = 1e-3
 _BLIND_STEPS = 64  # without one usable time
 
@@ -51,7 +51,7 @@ class StepTimePredictor:
         self._rows: list[Sequence[float]] = []
         self._seconds: list[float] = []
         self._overlapping = False
-        self._recent: deque[Floats] = deque(maxlen=_RECENT_WINDOWS)  # features per second
+        self._strange: list[Floats] = []  # the last windows, if they were far off
         self._blind = 0
 
     # -- predicting --------------------------------------------------------------------------------------------------
@@ -124,19 +124,30 @@ class StepTimePredictor:
         self._rows, self._seconds, self._overlapping = [], [], False
         if not np.isfinite(rows).all():
             return
-        ratios = rows / seconds[:, None]
-        weights = np.ones(len(seconds))
-        if self.ready:
-            predicted = ratios @ np.array(self._coefficients)  # as a multiple of the real time
-            weights = np.minimum(1.0, self._usual_error / np.maximum(np.abs(predicted - 1.0), 1e-9))
-            weights /= np.maximum(1.0, predicted) ** 2  # a time that is far too short would outweigh all others
-            self._recent.append(ratios)
-        self._memory.add(ratios, weights)
         self.windows += 1
-        if self._drifted():
-            self._correct()
-        elif self.windows <= _EAGER_WINDOWS or self.windows % 8 == 0:
+        self._learn(rows / seconds[:, None])
+
+    def _learn(self, ratios: Floats) -> None:
+        """Learn from a window. ratios: features per second."""
+        if self.ready and not 1 / _DRIFT < self._level(ratios) < _DRIFT:
+            self._strange.append(ratios)  # nothing is made of it before it is known whether the next ones are too
+            if len(self._strange) >= _STRANGE_WINDOWS:
+                self._correct()
+            return
+        for window in (*self._strange, ratios):
+            self._memory.add(window, self._weights(window))
+        self._strange.clear()
+        if self.windows <= _EAGER_WINDOWS or self.windows % 8 == 0 or not self._sane:
             self._solve()
+
+    def _weights(self, ratios: Floats) -> Floats:
+        """How far each step can be trusted."""
+        if not self.ready:
+            return np.ones(len(ratios))
+        predicted = ratios @ np.array(self._coefficients)  # as a multiple of the real time
+        weights = np.minimum(1.0, self._usual_error / np.maximum(np.abs(predicted - 1.0), 1e-9))
+        weights /= np.maximum(1.0, predicted) ** 2  # a time that is far too short would outweigh all others
+        return weights
 
     @property
     def _usual_error(self) -> float:
@@ -156,20 +167,23 @@ class StepTimePredictor:
         self.coefficients = [float(value) for value in self._memory.solve(np.maximum(0.0, present))]
 
     # -- drift --------------------------------------------------------------------------------------------------
-    def _level(self) -> float:
-        """Predicted / real of the recent steps, the median."""
-        return float(np.median(np.concatenate(self._recent) @ np.array(self._coefficients)))
-
-    def _drifted(self) -> bool:
-        return len(self._recent) == _RECENT_WINDOWS and not 1 / _DRIFT < self._level() < _DRIFT
+    def _level(self, ratios: Floats) -> float:
+        """Predicted / real of these steps, the median."""
+        return float(np.median(ratios @ np.array(self._coefficients)))
 
     def _correct(self) -> None:
-        """Forget most of the past and take the level of the last steps; be careful until that has settled."""
-        self.drifts += 1
-        self._solve()  # what is remembered may be right and only the coefficients wrong
-        level = max(self._level(), _LEAST_LEVEL)
-        if not 1 / _DRIFT < level < _DRIFT:
-            self._memory.slow_down(1 / level, _KEPT_AT_DRIFT)
-            self.coefficients = [value / level for value in self._coefficients]
+        """Several windows in a row are far off: learn them, or else forget and take their level. Careful until then."""
+        strange = np.concatenate(self._strange)
+        self._strange.clear()
         self.margin = _MOST_MARGIN
-        self._recent.clear()
+        before = self._memory.copy()
+        self._memory.add(strange, np.ones(len(strange)))
+        self._solve()
+        if 1 / _LEARNED < self._level(strange) < _LEARNED:  # it was only work not known so far
+            return
+        self.drifts += 1
+        self._memory = before
+        self._solve()
+        self._memory.slow_down(1 / max(self._level(strange), _LEAST_LEVEL), _KEPT_AT_DRIFT)
+        self._memory.add(strange, np.ones(len(strange)))
+        self._solve()

@@ -35,6 +35,12 @@ class Memory:
         self._moment += weighted.sum(axis=0)
         np.maximum(self._known, self._gram.diagonal(), out=self._known)
 
+    def copy(self) -> Memory:
+        """The same, to try something on."""
+        other = Memory(len(self._known), self._neighbours)
+        other._gram, other._moment, other._known = self._gram.copy(), self._moment.copy(), self._known.copy()
+        return other
+
     def slow_down(self, factor: float, keep: float) -> None:
         """As if every past step had taken `factor` times as long, and counted only `keep` of what it did."""
         self._gram *= keep / (factor * factor)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from vllm_hybrid.policy.fairness import VirtualCounters
-from vllm_hybrid.policy.latency import StepTimePredictor
+from vllm_hybrid.policy.latency import StepTimePredictor, StepWork
 from vllm_hybrid.policy.plan import StepView
 from vllm_hybrid.policy.request import RequestView
 
@@ -21,21 +21,40 @@ UNTRAINED_TOKENS = 64  # most offline tokens in a step while the predictor knows
 
 @dataclass(slots=True)
 class Budget:
-    """What is left of a step. floor_tokens: granted whatever the seconds say."""
+    """What is left of a step. floor_tokens: granted whatever the seconds say.
+
+    step: what the step computes already, by which the price of more follows; the budgets of a step share it.
+    """
 
     tokens: int
     seconds: float = math.inf
     floor_tokens: int = 0
+    step: StepWork = field(default_factory=StepWork)
 
     def prefill_tokens(self, predictor: StepTimePredictor, done_tokens: int) -> int:
         """Most prefill tokens that fit, after `done_tokens` of the same request; never negative."""
         if self.seconds == math.inf:
             return max(0, self.tokens)
-        within = max(self.floor_tokens, predictor.prefill_tokens_within(self.seconds, done_tokens))
+        within = max(self.floor_tokens, predictor.prefill_tokens_within(self.seconds, done_tokens, self.step))
         return max(0, self.tokens if within >= self.tokens else int(within))
 
-    def spend(self, tokens: int, seconds: float) -> None:
-        """Take a piece of work out."""
+    def spend_chunk(self, predictor: StepTimePredictor, tokens: int, done_tokens: int) -> float:
+        """Take a prefill chunk out; returns its seconds, none where no time is kept."""
+        seconds = 0.0
+        if self.seconds < math.inf:
+            seconds = predictor.prefill_seconds(tokens, done_tokens, self.step)
+        self.step.prefill_tokens += tokens
+        self.step.prefills += 1
+        self._spend(tokens, seconds)
+        return seconds
+
+    def spend_decode(self, tokens: int, context_tokens: int, seconds: float) -> None:
+        """Take a decode out."""
+        self.step.decodes += 1
+        self.step.context_tokens += context_tokens
+        self._spend(tokens, seconds)
+
+    def _spend(self, tokens: int, seconds: float) -> None:
         self.tokens -= tokens
         self.seconds -= seconds
         self.floor_tokens = max(0, self.floor_tokens - tokens)
@@ -82,12 +101,12 @@ class OfflineFiller:
     ) -> None:
         price = self._predictor.decode_seconds if budget.seconds < math.inf else None
         for view in views:
-            seconds = price(view.computed_tokens) if price else 0.0
+            seconds = price(view.computed_tokens, budget.step) if price else 0.0
             fits = decode_tokens <= budget.tokens and seconds <= budget.seconds
             if fits or (force and not filling.run):
                 filling.run.append(view)
                 filling.tokens += decode_tokens
-                budget.spend(decode_tokens, seconds)
+                budget.spend_decode(decode_tokens, view.computed_tokens, seconds)
             else:
                 filling.paused.append(view)
 
@@ -106,7 +125,4 @@ class OfflineFiller:
                 filling.caps[view.request_id] = tokens
             filling.run.append(view)
             filling.tokens += tokens
-            seconds = (
-                self._predictor.prefill_seconds(tokens, view.computed_tokens) if budget.seconds < math.inf else 0.0
-            )
-            budget.spend(tokens, seconds)
+            budget.spend_chunk(self._predictor, tokens, view.computed_tokens)

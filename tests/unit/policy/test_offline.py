@@ -146,7 +146,7 @@ def test_a_budget_sells_whole_tokens_it_can_pay_for_down_to_its_floor(tokens, se
 
 def test_the_floor_is_granted_once_and_not_to_each():
     budget = Budget(512, 0.0, 32)
-    budget.spend(20, 0.01)
+    budget.spend_decode(20, 0, 0.01)
     assert budget.prefill_tokens(PREDICTOR, 0) == 12
-    budget.spend(12, 0.01)
+    budget.spend_decode(12, 0, 0.01)
     assert budget.prefill_tokens(PREDICTOR, 0) == 0

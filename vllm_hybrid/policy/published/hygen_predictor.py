@@ -94,4 +94,4 @@ class Batch:
         if discriminant < 0 or (slope <= 0 and a <= 0):
             return math.inf
         divisor = slope + math.sqrt(discriminant)
-        return 2 * left_s / divisor if divisor > 0 else math.inf
+        return 2 * left_s / divisor if divisor > 0 else -slope / a
