@@ -221,7 +221,65 @@ SCHEDULER = (
     ),
 )
 
-ALL = (*ENTRY, *SERVER, *SCHEDULER)
+_MANAGER = "vllm.v1.core.single_type_kv_cache_manager"
+CACHE = (
+    *_reaches(
+        f"{_MANAGER}:FullAttentionManager",
+        False,
+        [
+            ("get_num_blocks_to_allocate", "v1/core/single_type_kv_cache_manager.py:175", "counts whole blocks"),
+            ("allocate_new_blocks", "v1/core/single_type_kv_cache_manager.py:369", "gives out half blocks"),
+            (
+                "cache_blocks",
+                "v1/core/single_type_kv_cache_manager.py:476",
+                "keeps half blocks out of the prefix cache",
+            ),
+        ],
+    ),
+    *(
+        Reach(owner, name, seen, used_for, in_source=True)
+        for owner, name, seen, used_for in [
+            (
+                f"{_MANAGER}:SingleTypeKVCacheManager.__init__",
+                "self.req_to_blocks",
+                "v1/core/single_type_kv_cache_manager.py:125",
+                "knows the blocks of a request",
+            ),
+            (
+                "vllm.v1.core.block_pool:BlockPool.free_blocks",
+                "other_pools",
+                "v1/core/block_pool.py:786",
+                "gets half blocks back wherever they are freed",
+            ),
+            (
+                "vllm.v1.request:Request",
+                "skip_reading_prefix_cache",
+                "v1/request.py:232",
+                "keeps requests of the half form from reading cached KV",
+            ),
+        ]
+    ),
+    Reach(
+        "vllm.v1.kv_cache_spec_registry:KVCacheSpecRegistry",
+        "_ensure_registered",
+        "v1/kv_cache_spec_registry.py:43",
+        "registers the spec of half blocks after vLLM's own",
+    ),
+    Reach(
+        "vllm.utils.torch_utils",
+        "_encode_layer_name",
+        "utils/torch_utils.py:1054",
+        "names the layer of a hidden write in a way that layers share a graph",
+    ),
+    Reach(
+        "vllm.v1.attention.backends.cpu_attn:CPUAttentionBackendImpl",
+        "do_kv_cache_update",
+        "v1/attention/backends/cpu_attn.py:463",
+        "keeps slots of half blocks from the KV write",
+    ),
+)
+
+ALL = (*ENTRY, *SERVER, *SCHEDULER, *CACHE)
 
 
 def check_version() -> None:

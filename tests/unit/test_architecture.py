@@ -26,7 +26,7 @@ ARROWS: dict[str, set[str]] = {
     "settings": {"config", "compat"},
     "config_docs": {"config"},
     "policy": {"config"},
-    "cache": {"config"},
+    "cache": {"config", "compat"},
     "workload": set(),
     "engine": {"policy", "cache", "config", "settings", "compat"},
     "sim": {"engine", "policy", "cache", "config", "settings", "workload"},

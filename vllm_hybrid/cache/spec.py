@@ -1,0 +1,35 @@
+"""A KV cache spec whose blocks may also hold half blocks, known to vLLM together with its manager.
+
+The worker makes the spec, the engine core finds the manager by it. Importing this module registers both, so a process
+that only unpickles a spec knows its manager as well.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vllm.v1.kv_cache_interface import FullAttentionSpec, replace_as
+from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
+
+from vllm_hybrid.cache.manager import HalfBlockManager
+
+
+@dataclass(frozen=True, kw_only=True)
+class HalfBlockSpec(FullAttentionSpec):
+    halves: int
+    """R: half blocks per block."""
+
+    @classmethod
+    def merge(cls, specs: list[HalfBlockSpec]) -> HalfBlockSpec:
+        assert all(spec == specs[0] for spec in specs[1:]), "layers of one group differ"
+        return specs[0]
+
+
+def with_half_blocks(spec: FullAttentionSpec, halves: int) -> HalfBlockSpec:
+    """The same spec, its blocks divisible."""
+    return replace_as(spec, HalfBlockSpec, halves=halves)
+
+
+# Registering first would keep vLLM from registering its own: it only looks whether there is any.
+KVCacheSpecRegistry._ensure_registered()
+KVCacheSpecRegistry.register(HalfBlockSpec, HalfBlockManager, uniform_type_base_spec=FullAttentionSpec)
