@@ -1,8 +1,9 @@
 """The command ``vllm-hybrid``.
 
 ``check`` tells an operator before a server starts whether this machine's vLLM can be steered and what a
-configuration means.  ``hash-key`` names an API key for the keys file.  ``config-docs`` prints the reference of all
-settings.  ``simulate`` and ``report`` run the schedulers on a simulated device (``sim/cli.py``).
+configuration means.  ``top`` shows what a running server does.  ``hash-key`` names an API key for the keys file.
+``config-docs`` prints the reference of all settings.  ``simulate`` and ``report`` run the schedulers on a simulated
+device (``sim/cli.py``).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from vllm_hybrid import __version__, compat
 from vllm_hybrid.config import ConfigError, load_config
 from vllm_hybrid.config.keys import key_hash, load_keys
 from vllm_hybrid.config_docs import configuration_page
+from vllm_hybrid.serving.top import run as run_top
 from vllm_hybrid.sim.cli import add_commands
 
 _OLDEST_PYTHON, _FIRST_UNSUPPORTED_PYTHON = (3, 11), (3, 13)
@@ -36,6 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check.set_defaults(run=_check)
     hash_key = commands.add_parser("hash-key", help="read an API key from stdin, print its name in the keys file")
     hash_key.set_defaults(run=_hash_key)
+    top = commands.add_parser("top", help="show what a running server does, like top")
+    top.add_argument("url", nargs="?", default="http://localhost:8000", help="of the server (default: %(default)s)")
+    top.add_argument("--interval-s", type=float, default=1.0, help="seconds between two screens (default: %(default)s)")
+    top.add_argument("--once", action="store_true", help="one screen, then end")
+    top.set_defaults(run=lambda given: run_top(given.url, given.interval_s, given.once))
     config_docs = commands.add_parser("config-docs", help="print docs/configuration.md")
     config_docs.set_defaults(run=_config_docs)
     add_commands(commands)

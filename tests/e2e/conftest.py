@@ -110,8 +110,11 @@ class Server:
             except (urllib.error.URLError, ConnectionError, TimeoutError):
                 time.sleep(0.3)
 
-    def stop(self) -> None:
+    def terminate(self) -> None:
         self._process.send_signal(signal.SIGTERM)
+
+    def stop(self) -> None:
+        self.terminate()
         try:
             self._process.wait(STOP_LIMIT_S)
         finally:

@@ -171,7 +171,7 @@ def test_every_lane_and_state_has_its_sample(server: Any) -> None:
     names = server.samples()
     for lane in ("online", "offline"):
         assert {("requests", lane, state) for state in ("waiting", "running", "paused")} <= set(names)
-        assert {("preemptions_total", lane), ("pauses_total", lane)} <= set(names)
+        assert {("preemptions_total", lane, "plan"), ("pauses_total", lane, "step")} <= set(names)
     assert ("predictor_error_ratio",) in names
 
 

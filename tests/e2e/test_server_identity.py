@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
 import urllib.error
 import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -14,7 +27,7 @@ from vllm_hybrid.config.keys import key_hash
 
 pytestmark = pytest.mark.e2e
 
-ALICE, BOB, OPS = "sk-alice-1", "sk-bob-2", "sk-ops-3"
+ALICE, BOB, CAROL, OPS = "sk-alice-1", "sk-bob-2", "sk-carol-3", "sk-ops-4"
 HEADER = "x-fairness-id"
 TOKENS = 8
 
@@ -25,6 +38,7 @@ def server(start_server: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     entries = {
         ALICE: {"client": "alice"},
         BOB: {"client": "bob", "lanes": ["offline"]},
+        CAROL: {"client": "carol"},
         OPS: {"client": "ops", "admin": True, "delegate": True},
     }
     keys.write_text(json.dumps({key_hash(key): entry for key, entry in entries.items()}))
@@ -61,22 +75,28 @@ def ways(api: openai.OpenAI, **extra: Any) -> dict[str, Any]:
 WAYS = list(ways(openai.OpenAI(api_key="-", base_url="http://localhost")))
 
 
-def served(server: Any) -> tuple[float, float]:
-    """Output tokens of the online and of the offline lane so far."""
-    samples = server.settled()
-    return samples["tokens_total", "output", "online"], samples["tokens_total", "output", "offline"]
+def served(server: Any) -> Counter[tuple[str, str]]:
+    """Output tokens so far by (client, lane), as the engine counts them."""
+    (engine,) = hybrid(server, "clients?most=1000")["engines"]
+    return Counter({(row["client"], row["lane"]): row["output_tokens"] for row in engine["clients"]})
+
+
+def hybrid(server: Any, path: str, key: str = OPS, body: Any = None, method: str = "GET") -> Any:
+    """What the status endpoints say."""
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(f"{server.url}/v1/hybrid/{path}", data=data, headers=headers, method=method)
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.load(answer)
 
 
 def test_two_keys_are_two_clients_in_two_lanes_on_every_path(server: Any) -> None:
-    online, offline = served(server)
-    for name, call in ways(api(server, ALICE)).items():
-        assert call(), name
-    after_alice = served(server)
-    assert after_alice[1] == offline and after_alice[0] - online >= TOKENS * (len(WAYS) - 2)  # two may end earlier
-    for call in ways(api(server, BOB)).values():
-        call()
-    after_bob = served(server)
-    assert after_bob[0] == after_alice[0] and after_bob[1] - after_alice[1] >= TOKENS * (len(WAYS) - 2)
+    for key, owner in ((ALICE, ("alice", "online")), (BOB, ("bob", "offline"))):
+        for name, call in ways(api(server, key)).items():
+            before = served(server)
+            assert call(), name
+            gained = served(server) - before
+            assert gained.keys() == {owner} and gained[owner] > 0, name
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -98,8 +118,7 @@ def test_a_wish_beyond_the_key_is_a_403_that_names_it(server: Any, way: str) -> 
 def test_a_service_tier_is_a_lane_or_a_403(server: Any, way: str) -> None:
     before = served(server)
     ways(api(server, ALICE), service_tier="flex")[way]()
-    after = served(server)
-    assert after[0] == before[0] and after[1] > before[1]
+    assert (served(server) - before).keys() == {("alice", "offline")}
     with pytest.raises(openai.PermissionDeniedError, match="service_tier = 'priority'"):
         ways(api(server, BOB), service_tier="priority")[way]()
 
@@ -119,7 +138,7 @@ def test_forged_headers_change_nothing(server: Any) -> None:
         api(server, BOB).completions.create(
             model="tiny", prompt="w1", max_tokens=2, extra_headers={**forged, HEADER: value}
         )
-    assert served(server)[0] == before[0]
+    assert (served(server) - before).keys() == {("bob", "offline")}
     with pytest.raises(openai.BadRequestError, match=HEADER):
         api(server, OPS).completions.create(model="tiny", prompt="w1", extra_headers={HEADER: "a b"})
 
@@ -141,4 +160,185 @@ def test_what_operators_use_is_closed_to_users_and_probes_are_open(server: Any) 
 def test_no_key_is_in_the_log(server: Any) -> None:
     log: str = server.log()
     assert "identity.keys_file=" in log
-    assert not any(secret in log for key in (ALICE, BOB, OPS) for secret in (key, key_hash(key)))
+    assert not any(secret in log for key in (ALICE, BOB, CAROL, OPS) for secret in (key, key_hash(key)))
+
+
+# -- what an operator sees of the same server, under load --------------------------------------------------------------
+@contextmanager
+def load(server: Any, *keys: str, each: int = 16, max_tokens: int = 60) -> Iterator[None]:
+    """So many callers per key, each of whom asks again as soon as it is answered."""
+    over = threading.Event()
+
+    def ask_again_and_again(key: str) -> None:
+        caller = api(server, key)
+        while not over.is_set():
+            caller.completions.create(
+                model="tiny", prompt="w1 w2 w3", max_tokens=max_tokens, extra_body={"ignore_eos": True}
+            )
+
+    with ThreadPoolExecutor(each * len(keys)) as pool:
+        callers = [pool.submit(ask_again_and_again, key) for key in keys for _ in range(each)]
+        try:
+            yield
+        finally:
+            over.set()
+    for caller in callers:
+        caller.result()
+
+
+def gained(server: Any, tokens: int) -> Counter[tuple[str, str]]:
+    """What the clients were served until all together had `tokens` more."""
+    before = served(server)
+    while (now := served(server) - before).total() < tokens:
+        time.sleep(0.2)
+    return now
+
+
+def test_a_waiting_request_is_explained_and_the_page_and_top_show_the_load(server: Any, tmp_path: Path) -> None:
+    with load(server, ALICE), ThreadPoolExecutor(1) as pool:
+        gained(server, 500)
+        probe = pool.submit(
+            api(server, BOB).completions.create,
+            model="tiny",
+            prompt="w1",
+            max_tokens=3,
+            extra_headers={"X-Request-Id": "probe"},
+        )
+        told = {"state": "running"}
+        while told["state"] != "waiting":
+            with suppress(urllib.error.HTTPError):
+                told = hybrid(server, "requests/probe")
+        assert (told["client"], told["lane"]) == ("bob", "offline")
+        assert told["reason"] in {"slots", "online_first", "next_step", "memory", "budget"} and told["would_change_it"]
+        assert sum(told["waited_s"].values()) == pytest.approx(told["age_s"], abs=0.01)  # both told at one moment
+        top = run_command("vllm-hybrid", "top", server.url, "--once")
+        assert top.returncode == 0 and re.search(r"^alice +online ", top.stdout, re.MULTILINE)
+        if CHROMIUM:
+            check_page(server, tmp_path)
+    assert probe.result().usage.completion_tokens == 3
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        hybrid(server, "requests/probe")
+    assert run_command("vllm-hybrid", "top", server.url, "--once", key=BOB).returncode == 1
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def check_page(server: Any, folder: Path) -> None:
+    """The page in a real browser, with a key typed in: it shows the clients, and a picture of it is not blank."""
+    from tests.e2e.browser import Browser
+
+    assert CHROMIUM
+    with Browser(CHROMIUM, folder) as browser:
+        browser.open(f"{server.url}/hybrid")
+        browser.wait_for(
+            "document.getElementById('state').textContent.includes('403') || "
+            "document.getElementById('state').textContent.includes('401')"
+        )
+        browser.run(
+            f"document.getElementById('key').value = {json.dumps(OPS)}; document.querySelector('#login button').click()"
+        )
+        browser.wait_for("document.getElementById('clients').textContent.includes('alice')")
+        browser.wait_for("[...document.querySelectorAll('.bar')].some(bar => bar.offsetWidth > 20)")
+        assert "preset hybrid" in browser.run("document.getElementById('state').textContent")
+        assert browser.run("document.querySelectorAll('#lanes tbody tr').length") == 2
+        picture = browser.screenshot()
+        assert picture.startswith(b"\x89PNG") and len(picture) > 10_000
+        assert not browser.errors
+        if keep := os.environ.get("HYBRID_KEEP_SCREENSHOT"):
+            Path(keep).write_bytes(picture)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on the PATH")
+def test_the_page_was_seen_by_a_browser() -> None:
+    """Says whether `check_page` ran above."""
+
+
+def run_command(*command: str, key: str = OPS) -> subprocess.CompletedProcess[str]:
+    program = Path(sys.executable).with_name(command[0])
+    environment = {**os.environ, "VLLM_HYBRID_KEY": key}
+    return subprocess.run(
+        [str(program), *command[1:]], capture_output=True, text=True, timeout=300, check=False, env=environment
+    )
+
+
+def test_a_patch_changes_the_shares_of_a_running_server(server: Any) -> None:
+    version = hybrid(server, "config")["version"]
+    with load(server, ALICE, CAROL):
+        gained(server, 1000)
+        equal = gained(server, 3000)
+        changed = hybrid(
+            server, f"config?version={version}", body={"clients": {"carol": {"weight": 4}}}, method="PATCH"
+        )
+        with pytest.raises(urllib.error.HTTPError, match="400"):
+            hybrid(server, "config", body={"clients": {"carol": {"weight": -1}}}, method="PATCH")
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            hybrid(server, "config", key=CAROL, body={"clients": {"carol": {"weight": 9}}}, method="PATCH")
+        gained(server, 1000)
+        weighted = gained(server, 3000)
+    assert hybrid(server, "config") == changed
+    assert 0.7 < equal["carol", "online"] / equal["alice", "online"] < 1.4
+    assert 2.5 < weighted["carol", "online"] / weighted["alice", "online"] < 5.5
+    reverted = hybrid(server, "config/revert", body={"version": version}, method="POST")
+    assert reverted["config"]["clients"] == {} and reverted["version"] == version + 2
+
+
+def test_the_metrics_of_clients_are_those_of_the_engine_and_the_dashboard_resolves(server: Any) -> None:
+    samples = server.settled()
+    for (client, lane), tokens in served(server).items():
+        label = hashlib.sha256(client.encode()).hexdigest()[:12]
+        assert samples["client_tokens_total", label, "output", lane] == tokens
+    lanes = ("online", "offline")
+    assert sum(samples["tokens_total", "output", lane] for lane in lanes) == served(server).total()
+    page: str = server.get("/metrics")
+    assert not any(f'"{client}"' in page for client in ("alice", "bob", "carol"))
+    named = {name for name, *_ in samples}
+    folder = Path(__file__).parents[2] / "docs" / "grafana"
+    for file in ("vllm_hybrid.json", "rules.yaml"):
+        used = set(re.findall(r"\bvllm_hybrid_(\w+)", (folder / file).read_text()))
+        assert used and used <= named, file
+        for expression, label, value in re.findall(
+            r"(vllm_hybrid_\w+)\{[^}]*?(\w+)=\\?\"(\w+)\\?\"", (folder / file).read_text()
+        ):
+            assert re.search(rf'{expression}\{{[^}}]*{label}="{value}"', page), (expression, label, value)
+
+
+def test_sigterm_under_load_gives_everybody_a_result_or_one_clear_error(server: Any) -> None:
+    """The last test of the module: it ends the server, whose --shutdown-timeout is 2 s."""
+    outcomes: Counter[str] = Counter()
+
+    def ask(number: int) -> None:
+        stream = number % 2 == 0
+        caller, tokens = api(server, ALICE), 3 if number % 4 < 2 else 450
+        try:
+            answer = caller.completions.create(
+                model="tiny", prompt="w1", max_tokens=tokens, stream=stream, extra_body={"ignore_eos": True}
+            )
+            finished = [chunk.choices[0].finish_reason for chunk in (answer if stream else [answer])]
+            outcomes["result" if finished[-1] == "length" else f"cut: {finished}"] += 1
+        except openai.APIStatusError as error:
+            outcomes[str(error.status_code)] += 1
+        except openai.APIConnectionError:
+            outcomes["refused to connect"] += 1
+        except openai.APIError as error:  # an error event within a stream
+            outcomes["error event" if "shutting down" in str(error) else repr(error)] += 1
+
+    with ThreadPoolExecutor(48) as pool:
+        asked = [pool.submit(ask, number) for number in range(40)]
+        before = served(server)
+        while (served(server) - before).total() < 100:
+            time.sleep(0.05)
+        server.terminate()
+        while True:  # from now on nobody new comes in, and the probe says so
+            with suppress(urllib.error.HTTPError):
+                server.get("/health")
+                time.sleep(0.01)
+                continue
+            break
+        ask(2)
+        for call in asked:
+            call.result(timeout=60)
+    assert outcomes["503"] >= 1 and outcomes.keys() <= {"result", "503", "error event"}, outcomes
+    assert outcomes["result"] >= 10 and outcomes["error event"] >= 1, outcomes
+    assert outcomes.total() == 41
+    server.stop()

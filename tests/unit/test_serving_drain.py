@@ -10,20 +10,12 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
+from tests.unit.drained import DRAINED
+from vllm_hybrid.config.metrics import MetricsConfig
 from vllm_hybrid.serving.drain import DrainPoller
+from vllm_hybrid.serving.labels import ClientLabels
+from vllm_hybrid.serving.latency_metrics import LatencyMetrics
 from vllm_hybrid.serving.metrics import HybridMetrics
-
-IDLE: dict[str, Any] = {
-    "requests": {"online": {"waiting": 0, "running": 0, "paused": 0}},
-    "tokens": {"online": {"prompt": 2, "output": 1}},
-    "preemptions": {"online": 0},
-    "pauses": {"online": 0},
-    "steps": {"stock": 1},
-    "contended_steps": {"stock": 0},
-    "policy_errors": 0,
-    "bad_identity": 0,
-    "predictor": {"error_ratio": None, "samples": 0},
-}
 
 
 class Engines:
@@ -43,15 +35,16 @@ class Engines:
 
 def poller(engines: Engines) -> tuple[DrainPoller, CollectorRegistry]:
     registry = CollectorRegistry()
-    return DrainPoller(engines, HybridMetrics(registry), interval_s=0.001), registry
+    metrics, times = HybridMetrics(registry), LatencyMetrics(registry)
+    return DrainPoller(engines, metrics, ClientLabels(MetricsConfig()), times, interval_s=0.001), registry
 
 
 def test_each_engine_is_recorded_under_its_rank() -> None:
-    polling, registry = poller(Engines(lambda: [IDLE, IDLE]))
+    polling, registry = poller(Engines(lambda: [DRAINED, DRAINED]))
     asyncio.run(polling.poll())
     for engine in ("0", "3"):
         labels = {"engine": engine, "lane": "online", "kind": "prompt"}
-        assert registry.get_sample_value("vllm_hybrid_tokens_total", labels) == 2
+        assert registry.get_sample_value("vllm_hybrid_tokens_total", labels) == 50
 
 
 def test_a_failing_engine_is_counted_logged_once_a_kind_and_survived(caplog: pytest.LogCaptureFixture) -> None:
@@ -60,7 +53,7 @@ def test_a_failing_engine_is_counted_logged_once_a_kind_and_survived(caplog: pyt
     def answer() -> list[Any]:
         if failures:
             raise failures.pop()
-        return [IDLE, IDLE]
+        return [DRAINED, DRAINED]
 
     polling, registry = poller(Engines(answer))
     with caplog.at_level(logging.WARNING, "vllm.hybrid.drain"):
@@ -70,11 +63,11 @@ def test_a_failing_engine_is_counted_logged_once_a_kind_and_survived(caplog: pyt
     assert registry.get_sample_value("vllm_hybrid_drain_errors_total", {"kind": "KeyError"}) == 1
     assert len(caplog.records) == 2
     labels = {"engine": "0", "lane": "online", "kind": "prompt"}
-    assert registry.get_sample_value("vllm_hybrid_tokens_total", labels) == 2
+    assert registry.get_sample_value("vllm_hybrid_tokens_total", labels) == 50
 
 
 def test_polling_goes_on_until_it_is_cancelled() -> None:
-    engines = Engines(lambda: [IDLE, IDLE])
+    engines = Engines(lambda: [DRAINED, DRAINED])
     polling, _ = poller(engines)
 
     async def run() -> None:

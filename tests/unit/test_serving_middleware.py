@@ -6,7 +6,7 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
-from starlette.applications import Starlette
+from fastapi import FastAPI
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
@@ -25,6 +25,12 @@ class Engines:
         return []
 
 
+class OutputProcessor:
+    """What is listened to; nothing comes back here."""
+
+    add_request = _update_stats_from_output = print
+
+
 async def add_request(request_id: str, prompt: Any, params: Any) -> None:
     raise AssertionError("nobody sends a request here")
 
@@ -33,11 +39,17 @@ def test_collecting_starts_and_ends_with_the_server() -> None:
     async def hello(request: Any) -> PlainTextResponse:
         return PlainTextResponse("hello")
 
-    app = Starlette(routes=[Route("/", hello)])
+    app = FastAPI(routes=[Route("/", hello)])
     app.add_middleware(HybridMiddleware)
     engines = Engines()
     vllm_config = SimpleNamespace(additional_config={})
-    app.state.engine_client = SimpleNamespace(engine_core=engines, vllm_config=vllm_config, add_request=add_request)
+    app.state.engine_client = SimpleNamespace(
+        engine_core=engines,
+        vllm_config=vllm_config,
+        add_request=add_request,
+        shutdown=print,
+        output_processor=OutputProcessor(),
+    )
     with TestClient(app) as client:
         while engines.asked < 1:
             time.sleep(0.01)

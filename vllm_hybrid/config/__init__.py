@@ -19,6 +19,7 @@ import yaml
 from pydantic import BaseModel, StrictBool, ValidationError, model_validator
 
 from vllm_hybrid.config.identity import IdentityConfig
+from vllm_hybrid.config.metrics import MetricsConfig
 from vllm_hybrid.config.names import DEFAULT_CLIENT as DEFAULT_CLIENT
 from vllm_hybrid.config.names import DEFAULT_LANE as DEFAULT_LANE
 from vllm_hybrid.config.names import LANES as LANES
@@ -29,6 +30,7 @@ from vllm_hybrid.config.names import request_identity as request_identity
 from vllm_hybrid.config.names import validate_client_id as validate_client_id
 from vllm_hybrid.config.presets import NEED_TARGETS, PresetName, PresetOptions, without_effect
 from vllm_hybrid.config.section import Fraction, Positive, Section, changed
+from vllm_hybrid.config.status import StatusConfig
 
 
 class ConfigError(ValueError):
@@ -137,6 +139,8 @@ class HybridConfig(Section):
     memory: MemoryConfig = MemoryConfig()
 
     identity: IdentityConfig = IdentityConfig()
+    metrics: MetricsConfig = MetricsConfig()
+    status: StatusConfig = StatusConfig()
 
     clients: dict[ClientId, ClientConfig] = {}
     """Settings by client id. A client that is not named here has the defaults."""

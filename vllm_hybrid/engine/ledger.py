@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from vllm.v1.request import Request
 
+from vllm_hybrid.engine.clients import ClientTally
 from vllm_hybrid.policy.billing import PromptBilling
 from vllm_hybrid.policy.fairness import VirtualCounters
 from vllm_hybrid.policy.latency import StepWork
@@ -31,9 +32,14 @@ class Ledger:
     """Bills every step to the clients in it; `settle` must be called before the counters are read."""
 
     def __init__(
-        self, counters: VirtualCounters, view_of: Callable[[Request], RequestView], billing: PromptBilling
+        self,
+        counters: VirtualCounters,
+        view_of: Callable[[Request], RequestView],
+        billing: PromptBilling,
+        clients: ClientTally,
     ) -> None:
         self._counters = counters
+        self._clients = clients
         self._billing = billing
         self._view_of = view_of
         self._decoding: Counter[ClientKey] = Counter()  # who decoded in the step that `repeat` continues
@@ -91,6 +97,8 @@ class Ledger:
         repeats, self._repeats = self._repeats, 0
         if repeats:
             self._counters.charge_outputs(self._decoding, repeats)
+            for key, count in self._decoding.items():
+                self._clients.cell(key).output_tokens += count * repeats
             output_tokens = self.served.output_tokens
             offline = sum([count for key, count in self._decoding.items() if key[0]])
             output_tokens[Lane.OFFLINE] += offline * repeats
@@ -98,6 +106,10 @@ class Ledger:
 
     def _pay(self, key: ClientKey, prompt: int, output: int, due: float = 0.0) -> None:
         self._counters.charge(key, due, output)
+        cell = self._clients.cell(key)
+        cell.prompt_tokens += prompt
+        cell.due_tokens += due
+        cell.output_tokens += output
         served, lane = self.served, key[0]
         served.prompt_tokens[lane] += prompt
         served.output_tokens[lane] += output

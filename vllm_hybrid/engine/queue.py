@@ -14,16 +14,28 @@ from collections.abc import Callable, Iterable, Iterator
 from vllm.v1.core.sched.request_queue import FCFSRequestQueue, PriorityRequestQueue, RequestQueue, SchedulingPolicy
 from vllm.v1.request import Request
 
+from vllm_hybrid.engine.clients import ClientTally
 from vllm_hybrid.policy.request import RequestView
 from vllm_hybrid.policy.waiting import WaitingRequests
+from vllm_hybrid.policy.waits import WaitBooks
 
 
 class PlanQueue(RequestQueue):
     """vLLM's `waiting` queue on top of `WaitingRequests`."""
 
-    def __init__(self, waiting: WaitingRequests, view_of: Callable[[Request], RequestView]) -> None:
+    def __init__(
+        self,
+        waiting: WaitingRequests,
+        view_of: Callable[[Request], RequestView],
+        waits: WaitBooks,
+        clients: ClientTally,
+        clock: Callable[[], float],
+    ) -> None:
         self._waiting = waiting
         self._view_of = view_of
+        self._waits = waits
+        self._clients = clients
+        self._clock = clock
         self._candidates: Iterator[RequestView] | None = None
         self._excluded: set[RequestView] = set()
         self._pinned: RequestView | None = None
@@ -37,21 +49,44 @@ class PlanQueue(RequestQueue):
         view.missing_tokens = request.num_tokens - request.num_computed_tokens
         return view
 
+    def _enter(self, request: Request, put: Callable[[RequestView], None]) -> RequestView:
+        view, now_s = self._refreshed(request), self._clock()
+        key = view.key
+        first = self._waiting.first_of(key)
+        put(view)
+        self._clients.cell(key).joined(view)
+        self._waits.entered(view, now_s)
+        if self._waiting.first_of(key) is view:
+            if first is not None:
+                self._waits.lost_first(first, now_s)
+            self._waits.became_first(view, now_s)
+        return view
+
+    def _leave(self, view: RequestView) -> None:
+        key = view.key
+        was_first = self._waiting.first_of(key) is view
+        if not self._waiting.discard(view):
+            return
+        now_s = self._clock()
+        self._clients.cell(key).parted(view)
+        self._waits.left(view, now_s)
+        if was_first and (first := self._waiting.first_of(key)) is not None:
+            self._waits.became_first(first, now_s)
+
     def add_request(self, request: Request) -> None:
-        self._waiting.add(self._refreshed(request))
+        self._enter(request, self._waiting.add)
 
     def prepend_request(self, request: Request) -> None:
-        view = self._refreshed(request)
-        self._waiting.prepend(view)
+        view = self._enter(request, self._waiting.prepend)
         if self._candidates is not None:
             self._excluded.add(view)
 
     def prepend_requests(self, requests: Iterable[Request]) -> None:
         for request in requests:
-            self._waiting.prepend(self._refreshed(request))
+            self._enter(request, self._waiting.prepend)
 
     def remove_request(self, request: Request) -> None:
-        self._waiting.discard(self._view_of(request))
+        self._leave(self._view_of(request))
 
     def remove_requests(self, requests: Iterable[Request]) -> None:
         for request in requests:
@@ -119,7 +154,7 @@ class PlanQueue(RequestQueue):
         if view is None:
             raise IndexError("pop from an empty queue")
         self._pinned = None
-        self._waiting.discard(view)
+        self._leave(view)
         return view.handle
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -20,7 +21,10 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
 from vllm_hybrid import compat
-from vllm_hybrid.engine.ledger import Ledger, per_lane
+from vllm_hybrid.engine.clients import ClientTally
+from vllm_hybrid.engine.ledger import Ledger
+from vllm_hybrid.engine.live import LiveSettings
+from vllm_hybrid.engine.report import Reporter
 from vllm_hybrid.engine.steering import Steering
 from vllm_hybrid.engine.step_timer import StepTimer
 from vllm_hybrid.engine.tally import StepMode, Tally
@@ -33,6 +37,7 @@ from vllm_hybrid.policy.planner import Planner
 from vllm_hybrid.policy.presets import PRESETS
 from vllm_hybrid.policy.request import ClientKey, Lane, RequestView
 from vllm_hybrid.policy.waiting import WaitingRequests
+from vllm_hybrid.policy.waits import Reason
 from vllm_hybrid.settings import settings_of
 
 logger = logging.getLogger("vllm.hybrid.scheduler")
@@ -55,21 +60,26 @@ class HybridMixin(Steering):
         self.waiting_requests = WaitingRequests(self.counters, self.policy == SchedulingPolicy.PRIORITY)
         timed = self.hybrid_config.slo.has_online_target or self.counters.lengths is not None
         viewer = Viewer(self, lambda: self.clock(), preset.key, timed)
-        self._install(self.waiting_requests, viewer, Tally())
+        clients = ClientTally(self.hybrid_config.clients, self.hybrid_config.metrics.first_clients)
+        self._install(self.waiting_requests, viewer, Tally(), clients)
         fairness = self.hybrid_config.fairness
         billing = PromptBilling(fairness.charge_cached, fairness.bill_recompute)
-        self.ledger = Ledger(self.counters, self.viewer.view_of, billing)
+        self.ledger = Ledger(self.counters, self.viewer.view_of, billing, clients)
         self.timer = StepTimer(self.predictor)
         self._live: Counter[ClientKey] = Counter()  # requests in the system, by client
         self._planned_membership = -1  # membership for which the last plan still stands
         self._repeatable = -1  # membership for which the last step that was billed can be billed again
         self._steps_since_plan = 0
         self._offline_runs = False
+        self._step_budget = self._full_budget  # tokens that the last step might hold,
+        self._held: Mapping[Lane, Reason] = {}  # and why its plan ended the admissions of a lane
         self._shut_by: RequestView | None = None  # who stopped the admissions of the last plan,
         self._shut_at_blocks = 0  # and how many blocks were free after it
         self._reserve_blocks: int | None = None  # that admissions leave free
         self._forget_at = _MANY_CLIENTS
         self._error_logged = False
+        self.live = LiveSettings(self)
+        self.report = Reporter(self)
         self.planner = preset.make_planner(self.hybrid_config, self.counters, self.predictor)
 
     # -- one step --------------------------------------------------------------------------------------------------
@@ -86,8 +96,33 @@ class HybridMixin(Steering):
         self.tally.steps[mode] += 1
         if len(self._live) > 1:
             self.tally.contended[mode] += 1
-        self.timer.scheduled(output, self.clock(), self.ledger.work, output.total_num_scheduled_tokens)
+        now_s = self.clock()
+        if len(self.plan_queue):
+            self._explain_waits(mode, output, now_s)
+        self.timer.scheduled(output, now_s, self.ledger.work, output.total_num_scheduled_tokens)
         return output
+
+    def _explain_waits(self, mode: StepMode, output: SchedulerOutput, now_s: float) -> None:
+        """Note what keeps each lane back now that the step is known."""
+        if mode is StepMode.REUSE:  # only where slots or memory let nobody in
+            held: Mapping[Lane, Reason] = {}
+            admitted: set[Lane] = set()
+        else:
+            held = self._held if mode is StepMode.PLAN else {}
+            admitted = {self.requests[request_id].hybrid_view.key[0] for request_id in _admitted(output)}
+        full = output.total_num_scheduled_tokens >= self._step_budget
+        for lane in Lane:
+            if not self.waiting_requests.lane_length(lane):
+                reason = Reason.NEXT_STEP
+            elif self._pause_state != PauseState.UNPAUSED:
+                reason = Reason.PAUSED
+            elif lane in admitted and self.waiting_requests.clients_waiting(lane) > 1:
+                reason = Reason.FAIR_SHARE
+            elif self.viewer.free_slots() <= 0:
+                reason = Reason.SLOTS
+            else:
+                reason = held.get(lane) or (Reason.BUDGET if full else Reason.MEMORY)
+            self.waits.decided(lane, reason, now_s)
 
     def _stock_step(self) -> bool:
         """Whether there is nothing to decide: one client, online, no target; or vLLM admits nobody (sleep, say)."""
@@ -102,6 +137,7 @@ class HybridMixin(Steering):
     def _schedule_stock(self, throttle_prefills: bool) -> SchedulerOutput:
         self._planned_membership = -1
         self._paused_now = [0, 0]
+        self._step_budget = self._full_budget
         self.ledger.settle()
         return super().schedule(throttle_prefills)
 
@@ -172,6 +208,9 @@ class HybridMixin(Steering):
         finally:
             self._restore()
         self._check(plan, output)
+        self._held, self._step_budget = plan.held, plan.token_budget
+        self.tally.budget_tokens[0] += plan.token_budget
+        self.tally.budget_tokens[1] += output.total_num_scheduled_tokens
         stands = not (plan.paused or plan.park or plan.caps or self._inflight_prefills)
         self._planned_membership = membership if stands else -1  # who came in during the step is not in the order yet
         self._shut_by = plan.shut_by
@@ -282,6 +321,7 @@ class HybridMixin(Steering):
     def _came_in(self, request_id: str) -> None:
         if self.parked.pop(request_id, None) is None:
             view = self.viewer.view_of(self.requests[request_id])
+            self.waits.came_in(view)
             if view.started:  # protected anew, or it would lose its memory again before it got anywhere
                 view.started, view.disturbed_s = False, self.clock()
 
@@ -293,22 +333,6 @@ class HybridMixin(Steering):
             except Exception as error:
                 self._policy_failed(error)
         return super().update_from_output(scheduler_output, model_runner_output)
-
-    # -- what we tell others ---------------------------------------------------------------------------------------
-    def hybrid_drain(self) -> dict[str, Any]:
-        """What happened since the last call, and how many requests wait, run and pause now."""
-        running = per_lane(self.viewer.view_of(r) for r in self.running)
-        parked = per_lane(self.viewer.view_of(r) for r in self.parked.values())
-        requests = {
-            lane.label: {
-                "waiting": self.waiting_requests.lane_length(lane),
-                "running": running[lane],
-                "paused": self._paused_now[lane] + parked[lane],
-            }
-            for lane in Lane
-        }
-        self.tally.bad_identities, self.viewer.bad_identities = self.viewer.bad_identities, 0
-        return self.tally.drain(self.ledger.drain(), requests, self.predictor)
 
 
 def _admitted(output: SchedulerOutput) -> list[str]:
@@ -337,7 +361,13 @@ def make_scheduler(**kwargs: Any) -> HybridMixin:
 
 
 def _attach_utilities() -> None:
-    """Let the front end ask: the engine core looks utility calls up by name."""
+    """Let the front end ask: the engine core looks utility calls up by name, and answers between two steps."""
     from vllm.v1.engine.core import EngineCore
 
-    EngineCore.hybrid_drain = lambda core: core.scheduler.hybrid_drain()
+    EngineCore.hybrid_drain = lambda core: core.scheduler.report.drain()
+    EngineCore.hybrid_status = lambda core: core.scheduler.report.status()
+    EngineCore.hybrid_clients = lambda core, most: core.scheduler.report.clients(most)
+    EngineCore.hybrid_request = lambda core, request_id: core.scheduler.report.request(request_id)
+    EngineCore.hybrid_config = lambda core: core.scheduler.live.show()
+    EngineCore.hybrid_configure = lambda core, patch, version: core.scheduler.live.change(patch, version)
+    EngineCore.hybrid_revert = lambda core, to, version: core.scheduler.live.revert(to, version)

@@ -16,6 +16,7 @@ from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
+from vllm_hybrid.engine.clients import ClientTally
 from vllm_hybrid.engine.ledger import per_lane
 from vllm_hybrid.engine.queue import PlanQueue, make_parking_queue
 from vllm_hybrid.engine.tally import Tally
@@ -23,6 +24,7 @@ from vllm_hybrid.engine.view import Viewer
 from vllm_hybrid.policy.plan import StepPlan
 from vllm_hybrid.policy.request import RequestView
 from vllm_hybrid.policy.waiting import WaitingRequests
+from vllm_hybrid.policy.waits import WaitBooks
 
 
 class Steering(Scheduler):
@@ -34,11 +36,13 @@ class Steering(Scheduler):
     clock: Callable[[], float] = staticmethod(time.perf_counter)
     steerable = False  # vLLM's own tests build schedulers without `__init__`; those are left alone
 
-    def _install(self, waiting: WaitingRequests, viewer: Viewer, tally: Tally) -> None:
+    def _install(self, waiting: WaitingRequests, viewer: Viewer, tally: Tally, clients: ClientTally) -> None:
         """Put our queues in the place of vLLM's. Called once, before any request arrives."""
         self.viewer = viewer
         self.tally = tally
-        self.waiting = self.plan_queue = PlanQueue(waiting, viewer.view_of)
+        self.clients = clients
+        self.waits = WaitBooks(self.clock())
+        self.waiting = self.plan_queue = PlanQueue(waiting, viewer.view_of, self.waits, clients, viewer.clock)
         self.kv_holding_waiting = self.parking = make_parking_queue(self.policy)
         self.parked: dict[str, Request] = {}
         self._full_budget = self.max_num_scheduled_tokens
@@ -47,11 +51,13 @@ class Steering(Scheduler):
         self._membership = 0  # grows whenever a request enters or leaves `running`
         self._holding: set[str] = set()  # requests that hold blocks and come in whatever the plan says
         self._paused_now = [0, 0]  # paused in the last planned step, by lane
+        self._by_plan = False  # whoever loses its memory now does so because the plan says so
         self.steerable = True
 
     def _apply(self, plan: StepPlan) -> None:
         """Set vLLM's state so that its own loop does what the plan says."""
         victims = {v.handle for v in plan.preempt}
+        self._by_plan = True
         if victims:
             timestamp = time.monotonic()
             self.running = [r for r in self.running if r not in victims]
@@ -59,6 +65,7 @@ class Steering(Scheduler):
                 self._preempt_request(view.handle, timestamp, drop_stale_output=self.requires_kv_delivery)
         for view in plan.drop:
             self._drop_parked(view.handle)
+        self._by_plan = False
         paused = list(plan.paused)
         stay: list[Request] = []
         for view in plan.park:
@@ -105,6 +112,7 @@ class Steering(Scheduler):
         for view in paused:
             self.tally.pauses[view.key[0]] += 1
         for view in plan.park:
+            self.tally.parkings[view.key[0]] += view.request_id in self.parked
             self.tally.pauses[view.key[0]] += view.request_id in self.parked
 
     def _least_chunk_tokens(self) -> int:
@@ -149,16 +157,16 @@ class Steering(Scheduler):
         self.deferred_waiting.discard(request)
         self._free_request_blocks(request)
         self.encoder_cache_manager.free(request)
+        self._lost_memory(request)
         request.num_computed_tokens = 0
         request.num_preemptions += 1
-        self._lost_memory(request)
         self.waiting.prepend_request(request)
 
     def _lost_memory(self, request: Request) -> None:
         view = self.viewer.view_of(request)
         view.started = True
         view.disturbed_s = self.clock()
-        self.tally.preemptions[view.key[0]] += 1
+        self.tally.lost(view.key[0], self._by_plan, request.num_computed_tokens)
 
     def _preempt_request(self, request: Request, timestamp: float, drop_stale_output: bool = False) -> None:
         # Blocks of a step that is being undone are in the prefix cache already, but will never be computed:

@@ -27,9 +27,19 @@ class Tally:
         self.steps: Counter[StepMode] = Counter()
         self.contended: Counter[StepMode] = Counter()  # steps with two or more live clients
         self.preemptions: Counter[Lane] = Counter()
+        self.preempted_by_plan: Counter[Lane] = Counter()  # of them; the others are vLLM's, for want of a block
+        self.recomputed_tokens: Counter[Lane] = Counter()  # computed, lost by a preemption
         self.pauses: Counter[Lane] = Counter()
+        self.parkings: Counter[Lane] = Counter()  # of them: those that gave up their slot too
+        self.budget_tokens = [0, 0]  # of planned steps: granted, used
         self.policy_errors = 0
         self.bad_identities = 0
+
+    def lost(self, lane: Lane, by_plan: bool, tokens: int) -> None:
+        """A request lost its memory, and `tokens` that were computed."""
+        self.preemptions[lane] += 1
+        self.preempted_by_plan[lane] += by_plan
+        self.recomputed_tokens[lane] += tokens
 
     def drain(
         self, served: Served, requests: dict[str, dict[str, int]], predictor: StepTimePredictor
@@ -42,8 +52,19 @@ class Tally:
                 lane.label: {"prompt": served.prompt_tokens[lane], "output": served.output_tokens[lane]}
                 for lane in Lane
             },
-            "preemptions": {lane.label: done.preemptions[lane] for lane in Lane},
-            "pauses": {lane.label: done.pauses[lane] for lane in Lane},
+            "preemptions": {
+                lane.label: {
+                    "plan": done.preempted_by_plan[lane],
+                    "no_block": done.preemptions[lane] - done.preempted_by_plan[lane],
+                }
+                for lane in Lane
+            },
+            "recomputed_tokens": {lane.label: done.recomputed_tokens[lane] for lane in Lane},
+            "pauses": {
+                lane.label: {"step": done.pauses[lane] - done.parkings[lane], "slot": done.parkings[lane]}
+                for lane in Lane
+            },
+            "budget_tokens": {"granted": done.budget_tokens[0], "used": done.budget_tokens[1]},
             "steps": {mode.value: done.steps[mode] for mode in StepMode},
             "contended_steps": {mode.value: done.contended[mode] for mode in StepMode},
             "policy_errors": done.policy_errors,

@@ -30,7 +30,7 @@ class Viewer:
     ) -> None:
         self._s = scheduler
         self._key = key
-        self._timed = timed
+        self.timed = timed
         self.clock = clock
         self.bad_identities = 0
 
@@ -95,7 +95,7 @@ class Viewer:
         """The records of the running requests, brought up to date."""
         s = self._s
         decode_tokens = 1 + s.num_spec_tokens
-        timed = self._timed
+        timed = self.timed
         running = []
         for request in s.running:
             try:

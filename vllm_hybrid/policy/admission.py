@@ -21,6 +21,7 @@ from vllm_hybrid.policy.latency import StepTimePredictor
 from vllm_hybrid.policy.offline import UNTRAINED_TOKENS, Budget
 from vllm_hybrid.policy.plan import StepPlan, StepView
 from vllm_hybrid.policy.request import ClientKey, Lane, RequestView
+from vllm_hybrid.policy.waits import Reason
 
 MAX_BYPASSES = 64
 _MAX_MISFITS = 4  # requests that did not fit, per lane and step: each costs a prefix-cache lookup
@@ -43,7 +44,10 @@ class Admission:
     admitted: int = 0
 
     def __iter__(self) -> Iterator[RequestView]:
-        if (yield from self._lane(Lane.ONLINE, self.online, self.reserve_blocks)) and self.offline is not None:
+        online_is_in = yield from self._lane(Lane.ONLINE, self.online, self.reserve_blocks)
+        if self.offline is None or not online_is_in:
+            self.plan.held[Lane.OFFLINE] = Reason.ONLINE_FIRST
+        else:
             reserve = self.reserve_blocks + int(_OFFLINE_RESERVE * self.view.total_blocks)
             yield from self._lane(Lane.OFFLINE, self.offline, reserve)
 
@@ -69,6 +73,7 @@ class Admission:
                     passed.append(request)
                     if not rest:  # else its client's other requests may use what it must not
                         closed.add(request.key)
+                    self.plan.held[lane] = Reason.MEMORY
                     if barred or len(passed) >= _MAX_MISFITS:
                         return False
                     continue
@@ -77,6 +82,7 @@ class Admission:
                 chunk = min(tokens, budget.prefill_tokens(self.predictor, done_tokens))
                 if chunk < 1:
                     if self._something_runs():
+                        self.plan.held[lane] = Reason.BUDGET
                         return False
                     chunk = min(tokens, UNTRAINED_TOKENS)
                 if chunk < tokens:
@@ -116,6 +122,8 @@ class Admission:
         rested_s = self.view.now_s - self.interval_s
         rested = [v for v in victims if v.disturbed_s <= rested_s]
         if rested or self._something_else():
+            if len(rested) < len(victims):
+                self.plan.held[lane] = Reason.REST
             return rested
         return victims[:1]
 

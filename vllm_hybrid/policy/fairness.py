@@ -47,6 +47,14 @@ class VirtualCounters:
         """Counter of a client; 0 if it was never seen."""
         return self.values.get(key, 0.0)
 
+    def weight(self, key: ClientKey) -> float:
+        """The client's share weight."""
+        return self._weights.get(key[1], 1.0)
+
+    def set_weights(self, weights: Mapping[str, float]) -> None:
+        """Charge by these weights from now on; what was charged stays."""
+        self._weights = dict(weights)
+
     def fairly(self, views: Sequence[RequestView]) -> Sequence[RequestView]:
         """Requests of the least served clients first; those of one client keep their order."""
         return sorted(views, key=lambda v: self.value(v.key)) if len(views) > 1 else views

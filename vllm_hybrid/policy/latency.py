@@ -44,6 +44,7 @@ class StepTimePredictor:
     def __init__(self) -> None:
         self.windows = 0
         self.error_ratio: float | None = None  # running mean of |predicted - real| / real
+        self.predicted_s = self.real_s = 0.0  # of all steps that were predicted
         self.margin = _FIRST_MARGIN  # 0.9-quantile of real / predicted - 1, learned step by step
         self.drifts = 0
         self.coefficients = [0.0] * self.feature_count  # seconds per unit of each feature
@@ -155,6 +156,8 @@ class StepTimePredictor:
         return max(0.05, 2.0 * (self.error_ratio or 0.0))
 
     def _judge(self, predicted: float, real: float) -> None:
+        self.predicted_s += predicted
+        self.real_s += real
         error = min(abs(predicted - real) / real, 10.0)
         self.error_ratio = error if self.error_ratio is None else 0.99 * self.error_ratio + 0.01 * error
         late = predicted <= 0 or real / predicted - 1 > self.margin

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from vllm_hybrid.policy.request import RequestView
+from vllm_hybrid.policy.request import Lane, RequestView
 from vllm_hybrid.policy.waiting import WaitingRequests
+from vllm_hybrid.policy.waits import Reason
 
 
 class PlanError(Exception):
@@ -71,6 +72,8 @@ class StepPlan:
         next, and nobody leaves, nobody can be.
     reserve_blocks: what every admission leaves free: while no more than that is free, and nobody leaves, the plan
         stands. None: no such promise.
+    held: why the admissions of a lane ended before its last waiting request, where the policy ended them; filled in
+        while the candidates are asked for.
     """
 
     token_budget: int
@@ -84,6 +87,7 @@ class StepPlan:
     candidates: Iterable[RequestView] = ()
     shut_by: RequestView | None = None
     reserve_blocks: int | None = None
+    held: dict[Lane, Reason] = field(default_factory=dict)
 
 
 def check_plan(view: StepView, plan: StepPlan) -> None:

@@ -57,6 +57,12 @@ class RequestView:
     started: bool = False  # ran before and lost its memory: it resumes before anything new of its lane
     bypassed: int = 0  # later requests admitted while this one did not fit
 
+    # Kept by the books of waits (`policy/waits.py`).
+    waits_since_s: float = math.nan  # when it joined its client's line; NaN: it does not stand in one
+    left_s: float = math.nan  # when it was taken out of the line; NaN again once it runs
+    first_mark: Any = None  # since it is the first of its line
+    waited_s: dict[Any, float] | None = None  # seconds by reason, of what is over of its present wait
+
     @property
     def lane(self) -> Lane:
         """Lane of the request."""

@@ -122,6 +122,7 @@ class WaitingRequests:
         self._new_line = PriorityLine if by_priority else ArrivalLine
         self._lines: dict[ClientKey, ArrivalLine | PriorityLine] = {}
         self._length = dict.fromkeys(Lane, 0)
+        self._clients_waiting = dict.fromkeys(Lane, 0)
         # Requests that already ran and lost their memory: they come back before anything new of their lane.
         self._resuming: dict[Lane, OrderedDict[str, RequestView]] = {lane: OrderedDict() for lane in Lane}
         # One entry per client with a waiting request, keyed by a counter that may have grown since (never shrunk).
@@ -150,6 +151,7 @@ class WaitingRequests:
         self._resuming[lane].pop(view.request_id, None)
         if not line:
             del self._lines[view.key]
+            self._clients_waiting[lane] -= 1
             self.counters.left(view.key)
         return True
 
@@ -157,6 +159,7 @@ class WaitingRequests:
         line = self._lines.get(view.key)
         if line is None:
             line = self._lines[view.key] = self._new_line()
+            self._clients_waiting[view.key[0]] += 1
         assert view not in line, f"{view.request_id} waits already"
         return line
 
@@ -203,6 +206,19 @@ class WaitingRequests:
     def waits(self, key: ClientKey) -> bool:
         """Whether the client has a waiting request."""
         return key in self._lines
+
+    def first_of(self, key: ClientKey) -> RequestView | None:
+        """The first of the client's line."""
+        line = self._lines.get(key)
+        return None if line is None else line.head()
+
+    def length_of(self, key: ClientKey) -> int:
+        """Requests that wait in the client's line."""
+        return len(self._lines.get(key, ()))
+
+    def clients_waiting(self, lane: Lane) -> int:
+        """How many clients of the lane have a waiting request."""
+        return self._clients_waiting[lane]
 
     def clients(self, lane: Lane) -> list[ClientKey]:
         """The clients of a lane that have a waiting request, in the order in which they came. O(clients)."""

@@ -17,7 +17,7 @@ from vllm_hybrid.config import HybridConfig, IdentityError
 from vllm_hybrid.config.keys import Keys, load_keys
 from vllm_hybrid.serving.identity import Call, Caller, NoKey, caller_of
 
-OPEN = frozenset({"/health", "/ping", "/version", "/metrics"})
+OPEN = frozenset({"/health", "/ping", "/version", "/metrics", "/hybrid"})
 _INFERENCE = ("/v1/", "/v2/", "/inference/v1/", "/cohere/")
 _INFERENCE_PATHS = frozenset(
     {

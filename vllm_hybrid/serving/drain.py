@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import Any
 
+from vllm_hybrid.serving.labels import ClientLabels
+from vllm_hybrid.serving.latency import Latencies
+from vllm_hybrid.serving.latency_metrics import LatencyMetrics
 from vllm_hybrid.serving.metrics import HybridMetrics
 
 logger = logging.getLogger("vllm.hybrid.drain")
@@ -21,10 +25,20 @@ UTILITY = "hybrid_drain"
 class DrainPoller:
     """Polls the engines behind one engine client (vLLM's `AsyncMPClient`)."""
 
-    def __init__(self, engine_core: Any, metrics: HybridMetrics, interval_s: float = INTERVAL_S) -> None:
+    def __init__(
+        self,
+        engine_core: Any,
+        metrics: HybridMetrics,
+        labels: ClientLabels,
+        latency_metrics: LatencyMetrics,
+        interval_s: float = INTERVAL_S,
+    ) -> None:
         self._engine_core = engine_core
         self._metrics = metrics
+        self._labels = labels
+        self._latency_metrics = latency_metrics
         self._interval_s = interval_s
+        self.latencies = Latencies()
         self._kinds_logged: set[str] = set()
 
     async def run(self) -> None:
@@ -38,7 +52,10 @@ class DrainPoller:
         try:
             answers = await self._engine_core.call_utility_all_async(UTILITY)
             for engine, drained in zip(self._engine_core.engine_ranks_managed, answers, strict=True):
-                self._metrics.record(engine, drained)
+                self._labels.know(row["client"] for row in drained["clients"])
+                self._metrics.record(engine, drained, self._labels.of)
+            # Only now it is settled which clients are `other`.
+            self._latency_metrics.record(self.latencies, self._labels, time.monotonic())
         except Exception as error:
             self._count(error)
 

@@ -11,16 +11,22 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
-from vllm_hybrid.serving import rate_limit
+from vllm_hybrid.config.metrics import MetricsConfig
+from vllm_hybrid.serving import rate_limit, status
 from vllm_hybrid.serving.door import Door, Refusal, refuse
 from vllm_hybrid.serving.drain import DrainPoller
 from vllm_hybrid.serving.identity import CALL
+from vllm_hybrid.serving.labels import ClientLabels
+from vllm_hybrid.serving.latency_metrics import LatencyMetrics
 from vllm_hybrid.serving.metrics import HybridMetrics
 from vllm_hybrid.serving.rate_limit import with_retry_after
 from vllm_hybrid.serving.request_check import install_in_server, mark_requests
+from vllm_hybrid.serving.shutdown import Drain
 from vllm_hybrid.settings import settings_of
+
+STILL_ANSWERED = frozenset({"/metrics", "/version"})  # while the server drains
 
 
 class HybridMiddleware:
@@ -29,6 +35,7 @@ class HybridMiddleware:
     def __init__(self, app: Any) -> None:
         self._app = app
         self._door: Door | None = None
+        self._drain = Drain()
         install_in_server()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -38,14 +45,18 @@ class HybridMiddleware:
         if self._door is None:
             raise RuntimeError("the server answers before its lifespan began: nobody can be let in")
         try:
-            call = self._door.admit(scope)
+            await self._let_in(self._door, scope, receive, send)
         except Refusal as refusal:
             await refuse(scope, send, refusal)
-            return
+
+    async def _let_in(self, door: Door, scope: Any, receive: Any, send: Any) -> None:
+        if self._drain.begun and scope["path"] not in STILL_ANSWERED:
+            raise self._drain.refusal()
+        call = door.admit(scope)
         limited = scope["type"] == "http" and getattr(scope["app"].state, "hybrid_rate", None) is not None
         token = CALL.set(call)
         try:
-            await self._app(scope, receive, with_retry_after(scope, send) if limited else send)
+            await self._drain.serve(self._app, scope, receive, with_retry_after(scope, send) if limited else send)
         finally:
             CALL.reset(token)
 
@@ -56,14 +67,17 @@ class HybridMiddleware:
         config = settings_of(engine_client.vllm_config)
         self._door = Door.of(config)
         mark_requests(engine_client, config.identity.private_prefixes)
+        status.attach(app, engine_client.engine_core, config.status.open)
+        self._drain.hold_back(engine_client, asyncio.get_running_loop())
         rate_limit.install(app)
-        async with _collecting(engine_client):
+        async with _collecting(engine_client, config.metrics):
             await self._app(scope, receive, send)
 
 
 @asynccontextmanager
-async def _collecting(engine_client: Any) -> AsyncIterator[None]:
-    poller = DrainPoller(engine_client.engine_core, _metrics())
+async def _collecting(engine_client: Any, settings: MetricsConfig) -> AsyncIterator[None]:
+    poller = DrainPoller(engine_client.engine_core, *_metrics(settings.clients))
+    poller.latencies.watch(engine_client.output_processor)
     task = asyncio.create_task(poller.run())
     try:
         yield
@@ -74,6 +88,6 @@ async def _collecting(engine_client: Any) -> AsyncIterator[None]:
 
 
 @cache
-def _metrics() -> HybridMetrics:
+def _metrics(style: Literal["hashed", "names", "none"]) -> tuple[HybridMetrics, ClientLabels, LatencyMetrics]:
     """One set per process: prometheus_client refuses to register a name twice."""
-    return HybridMetrics()
+    return HybridMetrics(), ClientLabels(MetricsConfig(clients=style)), LatencyMetrics()

@@ -1,0 +1,105 @@
+"""Settings that change while the engine runs.
+
+A change comes between two steps, so every step sees one version of the settings, whole. It is a JSON merge patch on
+the settings in force; what it makes is checked like a file, and only the weights of clients, the targets and the lanes
+may differ, because everything else is built into what already runs. Each change has a number and can be reverted.
+Nothing is written anywhere: a restart begins with the file again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+from vllm_hybrid.config import ConfigError, HybridConfig, load_config
+from vllm_hybrid.policy.presets import PRESETS
+
+if TYPE_CHECKING:
+    from vllm_hybrid.engine.scheduler import HybridMixin
+
+LIVE = ("clients", "slo", "lanes")
+_KEPT_VERSIONS = 32
+_DEEPEST = 8
+
+
+class LiveSettings:
+    """The settings of one scheduler, their versions, and how they change."""
+
+    def __init__(self, scheduler: HybridMixin) -> None:
+        self._s = scheduler
+        self.version = 1
+        self._versions: OrderedDict[int, HybridConfig] = OrderedDict({1: scheduler.hybrid_config})
+
+    def show(self) -> dict[str, Any]:
+        """The settings in force, their version, and the versions that can be reverted to."""
+        config = self._s.hybrid_config
+        return {
+            "version": self.version,
+            "versions": list(self._versions),
+            "live": list(LIVE),
+            "config": config.model_dump(mode="json"),
+        }
+
+    def change(self, patch: str, version: int | None = None) -> dict[str, Any]:
+        """Apply a merge patch (JSON), if `version` is still the one in force (None: whatever it is).
+
+        Returns the new settings, or `{"refused": why, "conflict": bool}`: an exception would lose its kind on the way
+        to the other process.
+        """
+        return self._become(
+            lambda: load_config(merged(self._s.hybrid_config.model_dump(exclude_defaults=True), json.loads(patch))),
+            version,
+        )
+
+    def revert(self, to: int, version: int | None = None) -> dict[str, Any]:
+        """Go back to the settings of version `to`, as a new version."""
+        if to not in self._versions:
+            return {"refused": f"version {to} is not kept: {list(self._versions)} are", "conflict": False}
+        return self._become(lambda: self._versions[to], version)
+
+    def _become(self, make: Any, version: int | None) -> dict[str, Any]:
+        if version is not None and version != self.version:
+            return {"refused": f"version {version} is not in force, {self.version} is", "conflict": True}
+        try:
+            config = make()
+            self._check(config)
+        except ConfigError as error:
+            return {"refused": str(error), "conflict": False}
+        self._apply(config)
+        self.version += 1
+        self._versions[self.version] = config
+        while len(self._versions) > _KEPT_VERSIONS:
+            self._versions.popitem(last=False)
+        return self.show()
+
+    def _check(self, config: HybridConfig) -> None:
+        now = self._s.hybrid_config
+        for name in type(config).model_fields:
+            if name not in LIVE and getattr(config, name) != getattr(now, name):
+                raise ConfigError(f"{name}: cannot change while the engine runs; what can is {', '.join(LIVE)}")
+
+    def _apply(self, config: HybridConfig) -> None:
+        s = self._s
+        before, s.hybrid_config = s.hybrid_config, config
+        s.ledger.settle()
+        s.counters.set_weights({name: client.weight for name, client in config.clients.items()})
+        s.viewer.timed = config.slo.has_online_target or s.counters.lengths is not None
+        if (config.slo, config.lanes) != (before.slo, before.lanes):
+            s.planner = PRESETS[config.preset].make_planner(config, s.counters, s.predictor)
+        s._planned_membership = -1  # the last plan was made under the old settings
+
+
+def merged(settings: Any, patch: Any, deep: int = 0) -> Any:
+    """`settings` with a JSON merge patch (RFC 7396): null removes a key, mappings are merged, the rest replaced."""
+    if not isinstance(patch, dict):
+        return patch
+    if deep > _DEEPEST:
+        raise ConfigError("the patch: nested deeper than any setting")
+    result = dict(settings) if isinstance(settings, dict) else {}
+    for key, value in patch.items():
+        if value is None:
+            result.pop(key, None)
+        else:
+            result[key] = merged(result.get(key), value, deep + 1)
+    return result
