@@ -165,7 +165,7 @@ def test_no_key_is_in_the_log(server: Any) -> None:
 
 # -- what an operator sees of the same server, under load --------------------------------------------------------------
 @contextmanager
-def load(server: Any, *keys: str, each: int = 16, max_tokens: int = 60) -> Iterator[None]:
+def load(server: Any, *keys: str, each: int = 24, max_tokens: int = 60) -> Iterator[None]:
     """So many callers per key, each of whom asks again as soon as it is answered."""
     over = threading.Event()
 
@@ -268,7 +268,7 @@ def test_a_patch_changes_the_shares_of_a_running_server(server: Any) -> None:
         gained(server, 1000)
         equal = gained(server, 3000)
         changed = hybrid(
-            server, f"config?version={version}", body={"clients": {"carol": {"weight": 4}}}, method="PATCH"
+            server, f"config?version={version}", body={"clients": {"carol": {"weight": 3}}}, method="PATCH"
         )
         with pytest.raises(urllib.error.HTTPError, match="400"):
             hybrid(server, "config", body={"clients": {"carol": {"weight": -1}}}, method="PATCH")
@@ -278,7 +278,7 @@ def test_a_patch_changes_the_shares_of_a_running_server(server: Any) -> None:
         weighted = gained(server, 3000)
     assert hybrid(server, "config") == changed
     assert 0.7 < equal["carol", "online"] / equal["alice", "online"] < 1.4
-    assert 2.5 < weighted["carol", "online"] / weighted["alice", "online"] < 5.5
+    assert 2 < weighted["carol", "online"] / weighted["alice", "online"] < 4
     reverted = hybrid(server, "config/revert", body={"version": version}, method="POST")
     assert reverted["config"]["clients"] == {} and reverted["version"] == version + 2
 

@@ -16,6 +16,7 @@ DRAINED: dict[str, Any] = {
     "budget_tokens": {"granted": 100, "used": 60},
     "steps": {"stock": 1, "plan": 5, "reuse": 10, "fallback": 0},
     "contended_steps": {"stock": 0, "plan": 4, "reuse": 6, "fallback": 0},
+    "shadow": {"none": 3},
     "policy_errors": 0,
     "bad_identity": 1,
     "predictor": {"error_ratio": 0.25, "samples": 12},

@@ -38,8 +38,8 @@ MISTAKES = [
     ({"slo": {"onlin": {}}}, "unknown key 'slo.onlin': did you mean 'online'? allowed here: idle_step_s, online"),
     (
         {"quota": 1},
-        "unknown key 'quota': allowed here: clients, fairness, identity, lanes, memory, metrics, preset, presets, slo, "
-        "status, strict",
+        "unknown key 'quota': allowed here: clients, fairness, identity, lanes, memory, metrics, mode, preset, "
+        "presets, slo, status, strict",
     ),
     ({"lanes": {"online": {}}}, "unknown key 'lanes.online': did you mean 'offline'? allowed here: offline"),
     ({"lanes": {"offline": {"preempt_interval_s": 0}}}, "lanes.offline.preempt_interval_s = 0: must be"),

@@ -130,6 +130,10 @@ class HybridConfig(Section):
 
     presets: PresetOptions = PresetOptions()
 
+    mode: Literal["active", "shadow"] = "active"
+    """active: the policy decides. shadow: it decides, stock vLLM's steps are taken all the same, and what would have
+    been different is counted (vllm_hybrid_shadow_steps_total). For the preset `hybrid` without memory.gate."""
+
     strict: StrictBool = False
     """Raise when the policy fails, instead of serving that step as stock vLLM would. For tests."""
 
@@ -153,6 +157,12 @@ class HybridConfig(Section):
                 f"slo.online = {online.model_dump(exclude_defaults=True)}: must have ttft_s and tbt_s "
                 f"with preset = {self.preset!r}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _shadow_is_for_hybrid(self) -> HybridConfig:
+        if self.mode == "shadow" and (self.preset != "hybrid" or self.memory.gate != "none"):
+            raise ValueError("mode = 'shadow': must go with preset = 'hybrid' and without memory.gate")
         return self
 
     @model_validator(mode="after")

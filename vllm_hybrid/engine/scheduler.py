@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Generator
 from typing import Any
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -21,10 +21,13 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
 from vllm_hybrid import compat
+from vllm_hybrid.engine import utilities
 from vllm_hybrid.engine.clients import ClientTally
+from vllm_hybrid.engine.explain import Explainer
 from vllm_hybrid.engine.ledger import Ledger
 from vllm_hybrid.engine.live import LiveSettings
 from vllm_hybrid.engine.report import Reporter
+from vllm_hybrid.engine.shadow import differences
 from vllm_hybrid.engine.steering import Steering
 from vllm_hybrid.engine.step_timer import StepTimer
 from vllm_hybrid.engine.tally import StepMode, Tally
@@ -37,7 +40,6 @@ from vllm_hybrid.policy.planner import Planner
 from vllm_hybrid.policy.presets import PRESETS
 from vllm_hybrid.policy.request import ClientKey, Lane, RequestView
 from vllm_hybrid.policy.waiting import WaitingRequests
-from vllm_hybrid.policy.waits import Reason
 from vllm_hybrid.settings import settings_of
 
 logger = logging.getLogger("vllm.hybrid.scheduler")
@@ -61,7 +63,8 @@ class HybridMixin(Steering):
         timed = self.hybrid_config.slo.has_online_target or self.counters.lengths is not None
         viewer = Viewer(self, lambda: self.clock(), preset.key, timed)
         clients = ClientTally(self.hybrid_config.clients, self.hybrid_config.metrics.first_clients)
-        self._install(self.waiting_requests, viewer, Tally(), clients)
+        self._shadow = self.hybrid_config.mode == "shadow"
+        self._install(self.waiting_requests, viewer, Tally(), clients, self._shadow)
         fairness = self.hybrid_config.fairness
         billing = PromptBilling(fairness.charge_cached, fairness.bill_recompute)
         self.ledger = Ledger(self.counters, self.viewer.view_of, billing, clients)
@@ -71,8 +74,7 @@ class HybridMixin(Steering):
         self._repeatable = -1  # membership for which the last step that was billed can be billed again
         self._steps_since_plan = 0
         self._offline_runs = False
-        self._step_budget = self._full_budget  # tokens that the last step might hold,
-        self._held: Mapping[Lane, Reason] = {}  # and why its plan ended the admissions of a lane
+        self._step_budget = self._full_budget  # tokens that the last step might hold
         self._shut_by: RequestView | None = None  # who stopped the admissions of the last plan,
         self._shut_at_blocks = 0  # and how many blocks were free after it
         self._reserve_blocks: int | None = None  # that admissions leave free
@@ -80,6 +82,7 @@ class HybridMixin(Steering):
         self._error_logged = False
         self.live = LiveSettings(self)
         self.report = Reporter(self)
+        self.explainer = Explainer(self)
         self.planner = preset.make_planner(self.hybrid_config, self.counters, self.predictor)
 
     # -- one step --------------------------------------------------------------------------------------------------
@@ -89,6 +92,8 @@ class HybridMixin(Steering):
             return super().schedule(throttle_prefills)
         if self._stock_step():
             mode, output = StepMode.STOCK, self._schedule_stock(throttle_prefills)
+        elif self._shadow:
+            mode, output = StepMode.SHADOW, self._schedule_in_shadow(throttle_prefills)
         elif self._can_reuse():
             mode, output = StepMode.REUSE, self._schedule_again(throttle_prefills)
         else:
@@ -97,32 +102,9 @@ class HybridMixin(Steering):
         if len(self._live) > 1:
             self.tally.contended[mode] += 1
         now_s = self.clock()
-        if len(self.plan_queue):
-            self._explain_waits(mode, output, now_s)
+        self.explainer.after_step(_admitted(output), output.total_num_scheduled_tokens >= self._step_budget, now_s)
         self.timer.scheduled(output, now_s, self.ledger.work, output.total_num_scheduled_tokens)
         return output
-
-    def _explain_waits(self, mode: StepMode, output: SchedulerOutput, now_s: float) -> None:
-        """Note what keeps each lane back now that the step is known."""
-        if mode is StepMode.REUSE:  # only where slots or memory let nobody in
-            held: Mapping[Lane, Reason] = {}
-            admitted: set[Lane] = set()
-        else:
-            held = self._held if mode is StepMode.PLAN else {}
-            admitted = {self.requests[request_id].hybrid_view.key[0] for request_id in _admitted(output)}
-        full = output.total_num_scheduled_tokens >= self._step_budget
-        for lane in Lane:
-            if not self.waiting_requests.lane_length(lane):
-                reason = Reason.NEXT_STEP
-            elif self._pause_state != PauseState.UNPAUSED:
-                reason = Reason.PAUSED
-            elif lane in admitted and self.waiting_requests.clients_waiting(lane) > 1:
-                reason = Reason.FAIR_SHARE
-            elif self.viewer.free_slots() <= 0:
-                reason = Reason.SLOTS
-            else:
-                reason = held.get(lane) or (Reason.BUDGET if full else Reason.MEMORY)
-            self.waits.decided(lane, reason, now_s)
 
     def _stock_step(self) -> bool:
         """Whether there is nothing to decide: one client, online, no target; or vLLM admits nobody (sleep, say)."""
@@ -137,7 +119,7 @@ class HybridMixin(Steering):
     def _schedule_stock(self, throttle_prefills: bool) -> SchedulerOutput:
         self._planned_membership = -1
         self._paused_now = [0, 0]
-        self._step_budget = self._full_budget
+        self.explainer.held, self._step_budget = {}, self._full_budget
         self.ledger.settle()
         return super().schedule(throttle_prefills)
 
@@ -179,6 +161,7 @@ class HybridMixin(Steering):
         return self.waiting_requests.head() is stopped
 
     def _schedule_again(self, throttle_prefills: bool) -> SchedulerOutput:
+        self.explainer.held = {}  # only slots or memory keep others out now
         self._steps_since_plan += 1
         self.policy = SchedulingPolicy.FCFS
         self.plan_queue.begin_step(())
@@ -188,16 +171,34 @@ class HybridMixin(Steering):
             self.plan_queue.end_step()
             self.policy = self._own_policy
 
-    def _schedule_planned(self, throttle_prefills: bool) -> tuple[StepMode, SchedulerOutput]:
-        assert self.planner is not None
+    def _schedule_in_shadow(self, throttle_prefills: bool) -> SchedulerOutput:
+        """Decide, step as stock, and note the difference."""
+        plan = first = None
         try:
-            self.ledger.settle()
-            now_s = self.clock()
-            view = self.viewer.step_view(
-                self.waiting_requests, self.parked.values(), self.timer.last_output_s, self.timer.pending_s(now_s)
-            )
-            plan = self.planner.plan(view)
-            check_plan(view, plan)
+            plan = self._plan()
+            candidates = iter(plan.candidates)
+            first = next(candidates, None)
+            if isinstance(candidates, Generator):
+                candidates.close()
+        except Exception as error:
+            self._policy_failed(error)
+        output = self._schedule_stock(throttle_prefills)
+        if plan is not None:
+            self.tally.shadow.update(differences(plan, first, output, _admitted(output)))
+        return output
+
+    def _plan(self) -> StepPlan:
+        assert self.planner is not None
+        self.ledger.settle()
+        pending_s = self.timer.pending_s(self.clock())
+        view = self.viewer.step_view(self.waiting_requests, self.parked.values(), self.timer.last_output_s, pending_s)
+        plan = self.planner.plan(view)
+        check_plan(view, plan)
+        return plan
+
+    def _schedule_planned(self, throttle_prefills: bool) -> tuple[StepMode, SchedulerOutput]:
+        try:
+            plan = self._plan()
         except Exception as error:
             self._policy_failed(error)
             return StepMode.FALLBACK, self._schedule_stock(throttle_prefills)
@@ -208,7 +209,7 @@ class HybridMixin(Steering):
         finally:
             self._restore()
         self._check(plan, output)
-        self._held, self._step_budget = plan.held, plan.token_budget
+        self.explainer.held, self._step_budget = plan.held, plan.token_budget
         self.tally.budget_tokens[0] += plan.token_budget
         self.tally.budget_tokens[1] += output.total_num_scheduled_tokens
         stands = not (plan.paused or plan.park or plan.caps or self._inflight_prefills)
@@ -355,19 +356,6 @@ def make_scheduler(**kwargs: Any) -> HybridMixin:
     schedules asynchronously.
     """
     compat.check(compat.SCHEDULER)
-    _attach_utilities()
+    utilities.attach()
     asynchronous = kwargs["vllm_config"].scheduler_config.async_scheduling
     return (HybridScheduler if asynchronous else HybridSyncScheduler)(**kwargs)
-
-
-def _attach_utilities() -> None:
-    """Let the front end ask: the engine core looks utility calls up by name, and answers between two steps."""
-    from vllm.v1.engine.core import EngineCore
-
-    EngineCore.hybrid_drain = lambda core: core.scheduler.report.drain()
-    EngineCore.hybrid_status = lambda core: core.scheduler.report.status()
-    EngineCore.hybrid_clients = lambda core, most: core.scheduler.report.clients(most)
-    EngineCore.hybrid_request = lambda core, request_id: core.scheduler.report.request(request_id)
-    EngineCore.hybrid_config = lambda core: core.scheduler.live.show()
-    EngineCore.hybrid_configure = lambda core, patch, version: core.scheduler.live.change(patch, version)
-    EngineCore.hybrid_revert = lambda core, to, version: core.scheduler.live.revert(to, version)

@@ -19,6 +19,7 @@ from vllm.v1.request import Request, RequestStatus
 from vllm_hybrid.engine.clients import ClientTally
 from vllm_hybrid.engine.ledger import per_lane
 from vllm_hybrid.engine.queue import PlanQueue, make_parking_queue
+from vllm_hybrid.engine.shadow import ShadowQueue
 from vllm_hybrid.engine.tally import Tally
 from vllm_hybrid.engine.view import Viewer
 from vllm_hybrid.policy.plan import StepPlan
@@ -36,13 +37,16 @@ class Steering(Scheduler):
     clock: Callable[[], float] = staticmethod(time.perf_counter)
     steerable = False  # vLLM's own tests build schedulers without `__init__`; those are left alone
 
-    def _install(self, waiting: WaitingRequests, viewer: Viewer, tally: Tally, clients: ClientTally) -> None:
+    def _install(
+        self, waiting: WaitingRequests, viewer: Viewer, tally: Tally, clients: ClientTally, shadow: bool
+    ) -> None:
         """Put our queues in the place of vLLM's. Called once, before any request arrives."""
         self.viewer = viewer
         self.tally = tally
         self.clients = clients
         self.waits = WaitBooks(self.clock())
-        self.waiting = self.plan_queue = PlanQueue(waiting, viewer.view_of, self.waits, clients, viewer.clock)
+        books = (waiting, viewer.view_of, self.waits, clients, viewer.clock)
+        self.waiting = self.plan_queue = ShadowQueue(self.policy, *books) if shadow else PlanQueue(*books)
         self.kv_holding_waiting = self.parking = make_parking_queue(self.policy)
         self.parked: dict[str, Request] = {}
         self._full_budget = self.max_num_scheduled_tokens

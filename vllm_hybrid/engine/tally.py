@@ -17,6 +17,7 @@ class StepMode(StrEnum):
     STOCK = "stock"  # vLLM's own scheduler, untouched: nothing to decide
     PLAN = "plan"  # a plan made for this step
     REUSE = "reuse"  # the plan of an earlier step, still right
+    SHADOW = "shadow"  # vLLM's own scheduler, and a plan to compare with
     FALLBACK = "fallback"  # the policy failed: vLLM's own scheduler served the step
 
 
@@ -31,6 +32,7 @@ class Tally:
         self.recomputed_tokens: Counter[Lane] = Counter()  # computed, lost by a preemption
         self.pauses: Counter[Lane] = Counter()
         self.parkings: Counter[Lane] = Counter()  # of them: those that gave up their slot too
+        self.shadow: Counter[str] = Counter()  # differences between plan and step in shadow mode
         self.budget_tokens = [0, 0]  # of planned steps: granted, used
         self.policy_errors = 0
         self.bad_identities = 0
@@ -67,6 +69,7 @@ class Tally:
             "budget_tokens": {"granted": done.budget_tokens[0], "used": done.budget_tokens[1]},
             "steps": {mode.value: done.steps[mode] for mode in StepMode},
             "contended_steps": {mode.value: done.contended[mode] for mode in StepMode},
+            "shadow": dict(done.shadow),
             "policy_errors": done.policy_errors,
             "bad_identity": done.bad_identities,
             "predictor": {"error_ratio": predictor.error_ratio, "samples": predictor.windows},

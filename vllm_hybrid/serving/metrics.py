@@ -31,12 +31,16 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "waited_seconds": ("Seconds that requests waited before they came in, by reason.", ("lane", "reason")),
     "steps": (
-        "Engine steps: served as stock, with a new plan, with the last plan, or as stock after an error of "
-        "the policy (fallback); contended: two or more clients had requests.",
+        "Engine steps: served as stock, with a new plan, with the last plan (reuse), as stock beside a plan (shadow), "
+        "or as stock after an error of the policy (fallback); contended: two or more clients had requests.",
         ("mode", "contended"),
     ),
     "budget_tokens": ("Tokens that planned steps might hold (granted) and held (used).", ("kind",)),
     "step_seconds": ("Seconds of the steps that were predicted, as predicted and as real.", ("kind",)),
+    "shadow_steps": (
+        "Steps in shadow mode, by what the policy would have done differently; a step may count under several.",
+        ("difference",),
+    ),
     "policy_errors": ("Errors of the policy; the step was served as stock.", ()),
     "bad_identity": ("Requests whose lane or client the engine had to replace.", ()),
 }
@@ -88,6 +92,7 @@ def counted(drained: Mapping[str, Any]) -> Iterator[Sample]:
         contended = drained["contended_steps"].get(mode, 0)
         yield "steps", (mode, "true"), contended
         yield "steps", (mode, "false"), count - contended
+    yield from (("shadow_steps", (name,), count) for name, count in drained["shadow"].items())
     for name in ("budget_tokens", "step_seconds"):
         yield from ((name, (kind,), value) for kind, value in drained[name].items())
     for name in ("policy_errors", "bad_identity"):
