@@ -110,6 +110,21 @@ SERVER = (
         "gives every request its client and lane",
         in_source=True,
     ),
+    *_reaches(
+        "vllm.v1.engine.output_processor:OutputProcessor",
+        False,
+        [
+            ("add_request", "v1/engine/output_processor.py:600", "notes the lane and client of a request"),
+            ("_update_stats_from_output", "v1/engine/output_processor.py:939", "reads the times of its outputs"),
+        ],
+    ),
+    Reach(
+        "vllm.entrypoints.launchers.launcher:serve_http",
+        "engine_client.shutdown",
+        "entrypoints/launchers/launcher.py:275",
+        "drains the server before the engine",
+        in_source=True,
+    ),
     Reach(
         "vllm.v1.engine.async_llm:AsyncLLM.__init__",
         "self.engine_core",

@@ -23,6 +23,7 @@ from typing import Any
 import openai
 import pytest
 
+from tests.e2e.ending import CALLERS, end_under_load
 from vllm_hybrid.config.keys import key_hash
 
 pytestmark = pytest.mark.e2e
@@ -165,19 +166,19 @@ def test_no_key_is_in_the_log(server: Any) -> None:
 
 # -- what an operator sees of the same server, under load --------------------------------------------------------------
 @contextmanager
-def load(server: Any, *keys: str, each: int = 24, max_tokens: int = 60) -> Iterator[None]:
-    """So many callers per key, each of whom asks again as soon as it is answered."""
+def load(server: Any, *keys: str, each: int = 24) -> Iterator[None]:
+    """So many callers per key, each of whom asks again as soon as it is answered, for answers of different lengths."""
     over = threading.Event()
 
-    def ask_again_and_again(key: str) -> None:
+    def ask_again_and_again(key: str, tokens: int) -> None:
         caller = api(server, key)
         while not over.is_set():
             caller.completions.create(
-                model="tiny", prompt="w1 w2 w3", max_tokens=max_tokens, extra_body={"ignore_eos": True}
+                model="tiny", prompt="w1 w2 w3", max_tokens=tokens, extra_body={"ignore_eos": True}
             )
 
     with ThreadPoolExecutor(each * len(keys)) as pool:
-        callers = [pool.submit(ask_again_and_again, key) for key in keys for _ in range(each)]
+        callers = [pool.submit(ask_again_and_again, key, 8 + 3 * i % 31) for key in keys for i in range(each)]
         try:
             yield
         finally:
@@ -275,7 +276,7 @@ def test_a_patch_changes_the_shares_of_a_running_server(server: Any) -> None:
         with pytest.raises(urllib.error.HTTPError, match="403"):
             hybrid(server, "config", key=CAROL, body={"clients": {"carol": {"weight": 9}}}, method="PATCH")
         gained(server, 1000)
-        weighted = gained(server, 3000)
+        weighted = gained(server, 5000)
     assert hybrid(server, "config") == changed
     assert 0.7 < equal["carol", "online"] / equal["alice", "online"] < 1.4
     assert 2 < weighted["carol", "online"] / weighted["alice", "online"] < 4
@@ -305,40 +306,8 @@ def test_the_metrics_of_clients_are_those_of_the_engine_and_the_dashboard_resolv
 
 def test_sigterm_under_load_gives_everybody_a_result_or_one_clear_error(server: Any) -> None:
     """The last test of the module: it ends the server, whose --shutdown-timeout is 2 s."""
-    outcomes: Counter[str] = Counter()
-
-    def ask(number: int) -> None:
-        stream = number % 2 == 0
-        caller, tokens = api(server, ALICE), 3 if number % 4 < 2 else 450
-        try:
-            answer = caller.completions.create(
-                model="tiny", prompt="w1", max_tokens=tokens, stream=stream, extra_body={"ignore_eos": True}
-            )
-            finished = [chunk.choices[0].finish_reason for chunk in (answer if stream else [answer])]
-            outcomes["result" if finished[-1] == "length" else f"cut: {finished}"] += 1
-        except openai.APIStatusError as error:
-            outcomes[str(error.status_code)] += 1
-        except openai.APIConnectionError:
-            outcomes["refused to connect"] += 1
-        except openai.APIError as error:  # an error event within a stream
-            outcomes["error event" if "shutting down" in str(error) else repr(error)] += 1
-
-    with ThreadPoolExecutor(48) as pool:
-        asked = [pool.submit(ask, number) for number in range(40)]
-        before = served(server)
-        while (served(server) - before).total() < 100:
-            time.sleep(0.05)
-        server.terminate()
-        while True:  # from now on nobody new comes in, and the probe says so
-            with suppress(urllib.error.HTTPError):
-                server.get("/health")
-                time.sleep(0.01)
-                continue
-            break
-        ask(2)
-        for call in asked:
-            call.result(timeout=60)
-    assert outcomes["503"] >= 1 and outcomes.keys() <= {"result", "503", "error event"}, outcomes
-    assert outcomes["result"] >= 10 and outcomes["error event"] >= 1, outcomes
-    assert outcomes.total() == 41
-    server.stop()
+    before = served(server)
+    outcomes = end_under_load(server, ALICE, lambda: (served(server) - before).total() > 100)
+    assert outcomes.keys() <= {"result", "503", "error event", "health 503"}, outcomes
+    assert all(outcomes[ending] for ending in ("result", "503", "error event")), outcomes
+    assert outcomes["health 503"] == 1 and outcomes.total() == CALLERS + 1
