@@ -21,7 +21,15 @@ REQUESTS = 60
 @pytest.fixture(scope="module")
 def server(start_server: Any) -> Any:
     settings = '{"strict": true, "status": {"open": true}, "metrics": {"clients": "names", "first_clients": 2}}'
-    flags = ("--scheduler", "hybrid", "--hybrid-config", settings, "--no-enable-prefix-caching")
+    flags = (
+        "--scheduler",
+        "hybrid",
+        "--hybrid-config",
+        settings,
+        "--no-enable-prefix-caching",
+        "--shutdown-timeout",
+        "8",
+    )
     return start_server("--api-server-count", "2", *flags)
 
 

@@ -20,7 +20,7 @@ from vllm_hybrid.serving.door import Refusal, error_body
 
 _MESSAGE = "the server is shutting down: try another one, or again later"
 _POLL_S = 0.02
-_GOODBYE_S = 2.0  # for the errors to those who are left
+_GOODBYE_S = 3.0  # of the timeout, for the errors to those who are left
 RETRY_AFTER_S = 5
 
 
@@ -49,7 +49,8 @@ class Drain:
 
     def _drain(self, timeout_s: float, loop: asyncio.AbstractEventLoop) -> None:
         self.begun = True
-        self._wait(timeout_s)
+        # Over several API servers stands a parent that kills them when the time is up, so the errors go out before.
+        self._wait(timeout_s - min(_GOODBYE_S, timeout_s / 4))
         loop.call_soon_threadsafe(self._end)
         self._wait(_GOODBYE_S)
 
