@@ -196,7 +196,7 @@ def gained(server: Any, tokens: int) -> Counter[tuple[str, str]]:
 
 
 def test_a_waiting_request_is_explained_and_the_page_and_top_show_the_load(server: Any, tmp_path: Path) -> None:
-    with load(server, ALICE), ThreadPoolExecutor(1) as pool:
+    with load(server, ALICE, CAROL, each=16), ThreadPoolExecutor(1) as pool:
         gained(server, 500)
         probe = pool.submit(
             api(server, BOB).completions.create,
@@ -213,6 +213,7 @@ def test_a_waiting_request_is_explained_and_the_page_and_top_show_the_load(serve
         assert told["reason"] in {"slots", "online_first", "next_step", "memory", "budget"} and told["would_change_it"]
         assert sum(told["waited_s"].values()) == pytest.approx(told["age_s"], abs=0.01)  # both told at one moment
         top = run_command("vllm-hybrid", "top", server.url, "--once")
+        keep("top.txt", top.stdout.encode())
         assert top.returncode == 0 and re.search(r"^alice +online ", top.stdout, re.MULTILINE)
         if CHROMIUM:
             check_page(server, tmp_path)
@@ -246,8 +247,13 @@ def check_page(server: Any, folder: Path) -> None:
         picture = browser.screenshot()
         assert picture.startswith(b"\x89PNG") and len(picture) > 10_000
         assert not browser.errors
-        if keep := os.environ.get("HYBRID_KEEP_SCREENSHOT"):
-            Path(keep).write_bytes(picture)
+        keep("page.png", picture)
+
+
+def keep(name: str, content: bytes) -> None:
+    """For the documentation: HYBRID_KEEP_SHOTS names a folder for what was seen."""
+    if folder := os.environ.get("HYBRID_KEEP_SHOTS"):
+        Path(folder, name).write_bytes(content)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on the PATH")

@@ -132,6 +132,8 @@ def test_a_patch_changes_weights_from_the_next_step_on(engine: Engine, api: Test
     back = api.post("/v1/hybrid/config/revert", headers=OPS, json={"version": first["version"]}).json()
     assert back["config"] == first["config"] and back["version"] == first["version"] + 3
     assert counters.weight(key) == 2
+    api.patch("/v1/hybrid/config", headers=OPS, json={"clients": {"alice": {"weight": 4}}})
+    assert Engine().scheduler.live.show()["config"] == first["config"], "a restart begins with the file"
 
 
 def test_a_patch_of_targets_makes_the_planner_anew(engine: Engine, api: TestClient) -> None:
