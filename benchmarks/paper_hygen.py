@@ -1,6 +1,6 @@
 """HyGen's co-location of online and offline requests (NeurIPS'25) on the real scheduler classes.
 
-    python -m benchmarks.paper_hygen [--quick] [--check] [--workers N] [--out FILE]
+    python -m benchmarks.paper_hygen [--quick] [--only RATE ...] [--check] [--workers N] [--out FILE]
 
 Llama-2-7B on an A100-40, 512 tokens per step; the Azure conversation trace (or its twin), its hour stretched to the
 wanted rate, five minutes of it beside an endless backlog of arXiv prompts.  Every policy is tuned to each target by the
@@ -52,8 +52,10 @@ NOT_YET = (
 
 
 def main() -> int:
-    given = arguments("paper_hygen", __doc__.splitlines()[0])
+    given = arguments("paper_hygen", __doc__.splitlines()[0], [f"{rate:g}" for rate in RATES])
     rates, targets, window_s = (RATES, TARGETS, 300.0) if not given.quick else ((3.0,), (MEAN[0], MEAN[3]), 60.0)
+    if given.only:
+        rates = tuple(rate for rate in rates if f"{rate:g}" in given.only)
     searches = [
         Search(policy, qps, _targets_of(policy, targets), window_s)
         for qps in reversed(rates)  # the long ones first

@@ -1,6 +1,6 @@
 """VTC's experiments (OSDI'24) on the real scheduler classes, beside the published figures.
 
-    python -m benchmarks.paper_vtc [--quick] [--check] [--workers N] [--out FILE]
+    python -m benchmarks.paper_vtc [--quick] [--only SUITE ...] [--check] [--workers N] [--out FILE]
 
 Thirteen suites on a simulated A10G with the paper's pool of 10,000 tokens (the ablation: A100-80GB, 35,000 and 65,000),
 under the paper's policies, on its engine's admission rules, and vLLM's own class as it is.  All policies of a suite
@@ -20,8 +20,9 @@ from benchmarks.papers.vtc_runs import DEVICE, SEED, all_runs, measured, quick_r
 
 
 def main() -> int:
-    given = arguments("paper_vtc", __doc__.splitlines()[0])
-    runs = quick_runs() if given.quick else all_runs()
+    suites = tuple(dict.fromkeys(run.suite for run in all_runs()))
+    given = arguments("paper_vtc", __doc__.splitlines()[0], suites)
+    runs = [run for run in (quick_runs() if given.quick else all_runs()) if run.suite in (given.only or suites)]
     watch = Stopwatch()
     outcomes = run_all(measured, runs, given.workers)
     results = {run.name: found for run, (found, _) in zip(runs, outcomes, strict=True)}

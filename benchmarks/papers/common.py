@@ -35,17 +35,20 @@ class Check:
     holds: bool
 
 
-def arguments(name: str, description: str) -> argparse.Namespace:
-    """The command line of a paper benchmark."""
+def arguments(name: str, description: str, parts: Sequence[str] = ()) -> argparse.Namespace:
+    """The command line of a paper benchmark. parts: what it can be limited to."""
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description)
-    parser.add_argument("--quick", action="store_true", help="a part of it, in under a minute")
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument("--quick", action="store_true", help="a part of it, in under a minute")
     parser.add_argument("--check", action="store_true", help="exit with 1 when a tolerance fails")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (%(default)s)")
-    parser.add_argument(
-        "--out", type=Path, help=f"file of the results (benchmarks/results/{name}.json; none with --quick)"
-    )
+    if parts:
+        part.add_argument("--only", choices=parts, nargs="+", metavar="PART", help=f"some of {', '.join(parts)}")
+    of_all = f"file of the results (benchmarks/results/{name}.json; none of a part)"
+    parser.add_argument("--out", type=Path, help=of_all)
     given = parser.parse_args()
-    if given.out is None and not given.quick:
+    is_part = given.quick or (parts and given.only)
+    if given.out is None and not is_part:
         given.out = RESULTS / f"{name}.json"
     return given
 
