@@ -3,7 +3,7 @@
 ``check`` tells an operator before a server starts whether this machine's vLLM can be steered and what a
 configuration means.  ``top`` shows what a running server does.  ``hash-key`` names an API key for the keys file.
 ``config-docs`` prints the reference of all settings.  ``simulate`` and ``report`` run the schedulers on a simulated
-device (``sim/cli.py``).
+device (``sim/cli.py``); ``profile`` measures this machine's engine (``profile/cli.py``).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from vllm_hybrid import __version__, compat
 from vllm_hybrid.config import ConfigError, load_config
 from vllm_hybrid.config.keys import key_hash, load_keys
 from vllm_hybrid.config_docs import configuration_page
+from vllm_hybrid.profile import cli as profile_cli
 from vllm_hybrid.serving.top import run as run_top
 from vllm_hybrid.sim.cli import add_commands
 
@@ -46,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config_docs = commands.add_parser("config-docs", help="print docs/configuration.md")
     config_docs.set_defaults(run=_config_docs)
     add_commands(commands)
+    profile_cli.add_commands(commands)
     given = parser.parse_args(arguments)
     return given.run(given)
 

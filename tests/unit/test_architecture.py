@@ -30,7 +30,7 @@ ARROWS: dict[str, set[str]] = {
     "workload": set(),
     "engine": {"policy", "cache", "config", "settings", "compat"},
     "sim": {"engine", "policy", "cache", "config", "settings", "workload"},
-    "profile": {"sim", "policy", "config", "workload"},
+    "profile": {"sim", "engine", "policy", "config", "settings", "workload"},
     "serving": {"engine", "policy", "config", "settings", "compat"},
     "ray": {"engine", "serving", "config", "settings", "compat"},
     "plugin": {"engine", "serving", "config", "settings", "compat"},

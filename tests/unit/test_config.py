@@ -39,7 +39,7 @@ MISTAKES = [
     (
         {"quota": 1},
         "unknown key 'quota': allowed here: clients, fairness, identity, lanes, memory, metrics, mode, preset, "
-        "presets, slo, status, strict",
+        "presets, profile, slo, status, strict",
     ),
     ({"lanes": {"online": {}}}, "unknown key 'lanes.online': did you mean 'offline'? allowed here: offline"),
     ({"lanes": {"offline": {"preempt_interval_s": 0}}}, "lanes.offline.preempt_interval_s = 0: must be"),

@@ -137,6 +137,10 @@ class HybridConfig(Section):
     strict: StrictBool = False
     """Raise when the policy fails, instead of serving that step as stock vLLM would. For tests."""
 
+    profile: str | None = None
+    """File that `vllm-hybrid profile` wrote: step times are known from the first step on. Of another model, dtype,
+    machine or vLLM: refused. A relative path starts at the file it stands in. None: learned while the engine runs."""
+
     slo: SloConfig = SloConfig()
     lanes: LanesConfig = LanesConfig()
     fairness: FairnessConfig = FairnessConfig()
@@ -188,7 +192,11 @@ def read_settings(source: Mapping[str, Any] | str | Path | None) -> dict[str, An
     data = _read(source) if isinstance(source, str | Path) else {} if source is None else source
     if not isinstance(data, Mapping):
         raise ConfigError(f"hybrid config = {shown(data)}: must be a mapping of settings")
-    return dict(data)
+    data = dict(data)
+    inline = isinstance(source, Mapping) or str(source).strip().startswith("{")
+    if source is not None and not inline and isinstance(data.get("profile"), str):
+        data["profile"] = str(Path(str(source).strip()).parent / data["profile"])
+    return data
 
 
 def _read(source: str | Path) -> Any:

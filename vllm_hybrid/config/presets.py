@@ -31,7 +31,7 @@ PresetName = Literal[
 # The sections at the top of the settings that a policy reads beside its own options. `fairness` and `clients` are the
 # prices and weights of whoever counts service, `slo` the targets of whoever looks at time.
 READS: dict[str, frozenset[str]] = {
-    "hybrid": frozenset({"slo", "lanes", "fairness", "clients", "memory"}),
+    "hybrid": frozenset({"slo", "lanes", "fairness", "clients", "memory", "profile"}),
     "fcfs": frozenset({"memory"}),
     "sarathi": frozenset({"memory"}),
     "sarathi_pp": frozenset({"memory"}),

@@ -27,6 +27,7 @@ from vllm_hybrid.engine.explain import Explainer
 from vllm_hybrid.engine.ledger import Ledger
 from vllm_hybrid.engine.live import LiveSettings
 from vllm_hybrid.engine.report import Reporter
+from vllm_hybrid.engine.seeding import seed
 from vllm_hybrid.engine.shadow import differences
 from vllm_hybrid.engine.steering import Steering
 from vllm_hybrid.engine.step_timer import StepTimer
@@ -59,6 +60,8 @@ class HybridMixin(Steering):
         preset = PRESETS[self.hybrid_config.preset]
         self.counters = preset.counters(self.hybrid_config)
         self.predictor = preset.predictor(self.hybrid_config)
+        if self.hybrid_config.profile is not None:
+            seed(self.predictor, self.hybrid_config.profile, self.vllm_config)
         self.waiting_requests = WaitingRequests(self.counters, self.policy == SchedulingPolicy.PRIORITY)
         timed = self.hybrid_config.slo.has_online_target or self.counters.lengths is not None
         viewer = Viewer(self, lambda: self.clock(), preset.key, timed)

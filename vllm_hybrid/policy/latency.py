@@ -32,6 +32,7 @@ _DRIFT = 1.5  # median of predicted / real, or its inverse
 _KEPT_AT_DRIFT = 0.1  # of the past
 _LEARNED = 1.2  # the same of steps that were learned from
 _LEAST_LEVEL = 1e-3
+_SEED_ROUNDS = 5
 _BLIND_STEPS = 64  # without one usable time
 
 
@@ -117,6 +118,20 @@ class StepTimePredictor:
         self._overlapping |= not alone
         if len(self._rows) >= _WINDOW_STEPS:
             self._close_window()
+
+    def learn(self, steps: Sequence[tuple[StepWork, float]]) -> None:
+        """Start from steps that were measured before, as if they had just been observed; what follows refines them."""
+        ratios = np.array([self.inputs(work) for work, _ in steps], float)
+        ratios /= np.array([[seconds] for _, seconds in steps])
+        self._memory.add(ratios, np.ones(len(ratios)))
+        self._solve()
+        for _ in range(_SEED_ROUNDS):  # disturbed steps count less once it is known which they are
+            errors = np.abs(ratios @ np.array(self._coefficients) - 1.0)
+            self.error_ratio = float(np.median(errors))
+            self._memory = Memory(self.feature_count, self.neighbours)
+            self._memory.add(ratios, np.minimum(1.0, self._usual_error / np.maximum(errors, 1e-9)))
+            self._solve()
+        self.windows = max(self.windows, _READY_WINDOWS)
 
     def _close_window(self) -> None:
         rows, seconds = np.array(self._rows, float), np.array(self._seconds)

@@ -1,4 +1,4 @@
-"""A device fitted to the steps of a live engine.
+"""A device fitted to the steps of a live engine, or made of a profile.
 
 Relative errors are minimised with coefficients that are never negative, so that more work never takes less time. Five
 figures of a step, without the segments of `policy.latency_features`: a device is read and written by hand.
@@ -6,10 +6,14 @@ figures of a step, without the segments of `policy.latency_features`: a device i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import Literal
 
-from vllm_hybrid.policy.latency import StepWork
-from vllm_hybrid.sim.device_models import StepLinearDevice
+from vllm_hybrid.config.profile import Profile
+from vllm_hybrid.policy.latency_features import FEATURES, StepWork
+from vllm_hybrid.policy.latency_model import StepTimeModel
+from vllm_hybrid.sim.device_models import Chunk, Device, StepLinearDevice, query_key_pairs
 
 _FEATURES = 5
 _LEAST_SAMPLES = 20
@@ -72,3 +76,39 @@ def _least_squares(rows: list[Row]) -> list[float]:
         if moved <= _SETTLED * max(c):
             break
     return [value / factor for value, factor in zip(c, scale, strict=True)]
+
+
+class PredictedDevice(Device):
+    """A device whose steps take what the step-time predictor's own model says, with the coefficients of a profile."""
+
+    kind: Literal["predicted"] = "predicted"
+    coefficients: list[float]
+
+    @cached_property
+    def _model(self) -> StepTimeModel:
+        return StepTimeModel(self.coefficients)
+
+    def _seconds(self, prefills: Sequence[Chunk], decodes: int, context_tokens: int, longest_tokens: int) -> float:
+        work = StepWork(
+            decodes=decodes,
+            prefill_tokens=sum(tokens for tokens, _ in prefills),
+            context_tokens=context_tokens,
+            pairs=query_key_pairs(prefills),
+            prefills=len(prefills),
+            done_tokens=sum(done for _, done in prefills),
+        )
+        return self._model.seconds(work)
+
+
+def profiled_device(profile: Profile) -> PredictedDevice:
+    """The device that a profile describes."""
+    return PredictedDevice.model_validate(
+        {
+            "schema": 1,
+            "name": profile.hardware,
+            "kv_tokens": profile.kv_tokens,
+            "source": "vllm-hybrid profile",
+            "licence": "the user's own measurement",
+            "coefficients": [profile.coefficients[name] for name in FEATURES],
+        }
+    )
