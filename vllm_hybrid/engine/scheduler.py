@@ -29,16 +29,19 @@ from vllm_hybrid.engine.live import LiveSettings
 from vllm_hybrid.engine.report import Reporter
 from vllm_hybrid.engine.seeding import seed
 from vllm_hybrid.engine.shadow import differences
+from vllm_hybrid.engine.sharing import Sharing
 from vllm_hybrid.engine.steering import Steering
 from vllm_hybrid.engine.step_timer import StepTimer
 from vllm_hybrid.engine.tally import StepMode, Tally
 from vllm_hybrid.engine.view import Viewer
 from vllm_hybrid.policy.billing import PromptBilling
+from vllm_hybrid.policy.fairness import VirtualCounters
 from vllm_hybrid.policy.groups import Groups
 from vllm_hybrid.policy.latency import StepWork
 from vllm_hybrid.policy.plan import StepPlan, StepResult, check_obedience, check_plan
 from vllm_hybrid.policy.planner import Planner
 from vllm_hybrid.policy.presets import PRESETS
+from vllm_hybrid.policy.remote import SharedCounters
 from vllm_hybrid.policy.request import ClientKey, Lane, RequestView
 from vllm_hybrid.policy.waiting import WaitingRequests
 from vllm_hybrid.settings import settings_of
@@ -59,6 +62,7 @@ class HybridMixin(Steering):
         self.hybrid_config = settings_of(self.vllm_config)
         preset = PRESETS[self.hybrid_config.preset]
         self.counters = preset.counters(self.hybrid_config)
+        self.fair_counters: VirtualCounters | SharedCounters = self.counters  # what lifts and forgets
         self.predictor = preset.predictor(self.hybrid_config)
         if self.hybrid_config.profile is not None:
             seed(self.predictor, self.hybrid_config.profile, self.vllm_config)
@@ -85,6 +89,7 @@ class HybridMixin(Steering):
         self._error_logged = False
         self.live = LiveSettings(self)
         self.report = Reporter(self)
+        self.sharing = Sharing(self)
         self.explainer = Explainer(self)
         self.planner = preset.make_planner(self.hybrid_config, self.counters, self.predictor)
 
@@ -271,7 +276,7 @@ class HybridMixin(Steering):
             promised = None
             if self.counters.lengths is not None:  # much of what others will be charged for is not charged yet
                 promised = Groups.of(self.viewer.running()).promised(self.counters)
-            self.counters.lift(key, self.waiting_requests.smallest_counter(key[0], promised))
+            self.fair_counters.lift(key, self.waiting_requests.smallest_counter(key[0], promised))
 
     def _lost_memory(self, request: Request) -> None:
         self._lift(self.viewer.view_of(request).key)
@@ -296,7 +301,7 @@ class HybridMixin(Steering):
             return
         self.ledger.settle()
         smallest = {lane: self.waiting_requests.smallest_counter(lane) for lane in Lane}
-        self.counters.forget_idle(self._live, smallest)
+        self.fair_counters.forget_idle(self._live, smallest)
         self._forget_at = max(_MANY_CLIENTS, 2 * len(self.counters.values))
 
     def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:

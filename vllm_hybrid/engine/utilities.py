@@ -14,3 +14,7 @@ def attach() -> None:
     EngineCore.hybrid_config = lambda core: core.scheduler.live.show()
     EngineCore.hybrid_configure = lambda core, patch, version: core.scheduler.live.change(patch, version)
     EngineCore.hybrid_revert = lambda core, to, version: core.scheduler.live.revert(to, version)
+    EngineCore.hybrid_shared_report = lambda core: core.scheduler.sharing.report()
+    EngineCore.hybrid_shared_apply = lambda core, answer: core.scheduler.sharing.apply(answer)
+    EngineCore.hybrid_shared_alone = lambda core: core.scheduler.sharing.alone()
+    EngineCore.hybrid_load = lambda core: core.scheduler.sharing.load()
