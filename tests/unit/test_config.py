@@ -36,11 +36,7 @@ MISTAKES = [
     ({"slo": 3}, "slo = 3: must be a mapping of settings"),
     ({"slo": None}, "slo = None: must be a mapping of settings"),
     ({"slo": {"onlin": {}}}, "unknown key 'slo.onlin': did you mean 'online'? allowed here: idle_step_s, online"),
-    (
-        {"quota": 1},
-        "unknown key 'quota': allowed here: clients, fairness, identity, lanes, memory, metrics, mode, preset, "
-        "presets, profile, slo, status, strict",
-    ),
+    ({"quota": 1}, f"unknown key 'quota': allowed here: {', '.join(sorted(HybridConfig.model_fields))}"),
     ({"lanes": {"online": {}}}, "unknown key 'lanes.online': did you mean 'offline'? allowed here: offline"),
     ({"lanes": {"offline": {"preempt_interval_s": 0}}}, "lanes.offline.preempt_interval_s = 0: must be"),
     ({"fairness": {"input_weight": 0}}, "fairness.input_weight = 0: must be greater than 0"),

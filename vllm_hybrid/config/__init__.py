@@ -28,6 +28,7 @@ from vllm_hybrid.config.names import ClientId, shown
 from vllm_hybrid.config.names import IdentityError as IdentityError
 from vllm_hybrid.config.names import request_identity as request_identity
 from vllm_hybrid.config.names import validate_client_id as validate_client_id
+from vllm_hybrid.config.overload import OverloadConfig
 from vllm_hybrid.config.presets import NEED_TARGETS, PresetName, PresetOptions, without_effect
 from vllm_hybrid.config.section import Fraction, Positive, Section, changed
 from vllm_hybrid.config.status import StatusConfig
@@ -147,6 +148,7 @@ class HybridConfig(Section):
     memory: MemoryConfig = MemoryConfig()
 
     identity: IdentityConfig = IdentityConfig()
+    overload: OverloadConfig = OverloadConfig()
     metrics: MetricsConfig = MetricsConfig()
     status: StatusConfig = StatusConfig()
 

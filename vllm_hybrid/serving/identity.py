@@ -82,11 +82,17 @@ class Caller:
 
 @dataclass(slots=True)
 class Call:
-    """One HTTP request being served; `identity` is settled once the body is known."""
+    """One HTTP request being served; `identity` is settled once the body is known.
+
+    places: of its prompts, as `admission.py` counts them. retry_after_s: where it was refused for now.
+    """
 
     caller: Caller
     sources: tuple[str, ...] = ("xargs",)
     identity: Identity | None = field(default=None)
+    admission: Any = None
+    places: int = 0
+    retry_after_s: int | None = None
 
 
 CALL: ContextVar[Call | None] = ContextVar("hybrid_call", default=None)

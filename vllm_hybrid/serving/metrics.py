@@ -70,6 +70,8 @@ class HybridMetrics:
             name: Gauge(PREFIX + name, text, ["engine", *labels], registry=registry, multiprocess_mode="mostrecent")
             for name, (text, labels) in GAUGES.items()
         }
+        refused = "Requests that were told to come back later: too many in the server, or from their client."
+        self.refused = Counter(PREFIX + "refused_requests", refused, ["lane", "reason"], registry=registry)
         self.drain_errors = Counter(PREFIX + "drain_errors", "Failed collections.", ["kind"], registry=registry)
 
     def record(self, engine: int | str, drained: Mapping[str, Any], label_of: Any) -> None:

@@ -14,14 +14,14 @@ from functools import cache
 from typing import Any, Literal
 
 from vllm_hybrid.config.metrics import MetricsConfig
-from vllm_hybrid.serving import rate_limit, status
+from vllm_hybrid.serving import status
+from vllm_hybrid.serving.admission import Admission, with_retry_after
 from vllm_hybrid.serving.door import Door, Refusal, refuse
 from vllm_hybrid.serving.drain import DrainPoller
 from vllm_hybrid.serving.identity import CALL
 from vllm_hybrid.serving.labels import ClientLabels
 from vllm_hybrid.serving.latency_metrics import LatencyMetrics
 from vllm_hybrid.serving.metrics import HybridMetrics
-from vllm_hybrid.serving.rate_limit import with_retry_after
 from vllm_hybrid.serving.request_check import install_in_server, mark_requests
 from vllm_hybrid.serving.shutdown import Drain
 from vllm_hybrid.settings import settings_of
@@ -35,6 +35,7 @@ class HybridMiddleware:
     def __init__(self, app: Any) -> None:
         self._app = app
         self._door: Door | None = None
+        self._admission: Admission | None = None
         self._drain = Drain()
         install_in_server()
 
@@ -42,23 +43,24 @@ class HybridMiddleware:
         if scope["type"] == "lifespan":
             await self._serve(scope, receive, send)
             return
-        if self._door is None:
+        if self._door is None or self._admission is None:
             raise RuntimeError("the server answers before its lifespan began: nobody can be let in")
         try:
-            await self._let_in(self._door, scope, receive, send)
+            await self._let_in(self._door, self._admission, scope, receive, send)
         except Refusal as refusal:
             await refuse(scope, send, refusal)
 
-    async def _let_in(self, door: Door, scope: Any, receive: Any, send: Any) -> None:
+    async def _let_in(self, door: Door, admission: Admission, scope: Any, receive: Any, send: Any) -> None:
         if self._drain.begun and scope["path"] not in STILL_ANSWERED:
             raise self._drain.refusal()
         call = door.admit(scope)
-        limited = scope["type"] == "http" and getattr(scope["app"].state, "hybrid_rate", None) is not None
+        call.admission = admission
         token = CALL.set(call)
         try:
-            await self._drain.serve(self._app, scope, receive, with_retry_after(scope, send) if limited else send)
+            await self._drain.serve(self._app, scope, receive, with_retry_after(call, send))
         finally:
             CALL.reset(token)
+            admission.release(call)
 
     async def _serve(self, scope: Any, receive: Any, send: Any) -> None:
         """The server's whole life."""
@@ -69,7 +71,7 @@ class HybridMiddleware:
         mark_requests(engine_client, config.identity.private_prefixes)
         status.attach(app, engine_client.engine_core, config.status.open)
         self._drain.hold_back(engine_client, asyncio.get_running_loop())
-        rate_limit.install(app)
+        self._admission = Admission(config, _metrics(config.metrics.clients)[0].refused)
         async with _collecting(engine_client, config.metrics):
             await self._app(scope, receive, send)
 

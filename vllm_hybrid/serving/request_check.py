@@ -19,7 +19,6 @@ from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 
 from vllm_hybrid.config import IdentityError, request_identity
 from vllm_hybrid.serving.identity import CALL, Call, Caller, Identity, NotEntitled, settle
-from vllm_hybrid.serving.rate_limit import check_rate
 from vllm_hybrid.settings import is_selected
 
 
@@ -48,13 +47,17 @@ def check_identity(extra_args: Mapping[str, Any] | None) -> None:
 
 
 def settled(xargs: Mapping[str, Any] | None, user: object = None, tier: object = None) -> Identity:
-    """The identity of the HTTP request being served, from the fields of its body."""
+    """The identity of a prompt of the request being served, by fields of its body; NotNow where there is no room."""
+    call = CALL.get() or Call(Caller())
     try:
-        return settle(CALL.get() or Call(Caller()), xargs, user, tier)
+        identity = settle(call, xargs, user, tier)
     except IdentityError as error:
         raise BadIdentity(error) from None
     except NotEntitled as error:
         raise Forbidden(error) from None
+    if call.admission is not None:
+        call.admission.admit(call, identity)
+    return identity
 
 
 @cache
@@ -84,12 +87,12 @@ def install_in_server() -> None:
     @wraps(get_session_id)
     def check_and_get_session_id(request: Any, raw_request: Any) -> Any:
         user, tier = getattr(request, "user", None), getattr(request, "service_tier", None)
-        check_rate(settled(request.vllm_xargs, user, tier).as_extra_args(), raw_request)
+        settled(request.vllm_xargs, user, tier)
         return get_session_id(request, raw_request)
 
     @wraps(serve_tokens)
     async def check_and_serve_tokens(self: Any, request: Any, raw_request: Any = None) -> Any:
-        check_rate(settled(request.sampling_params.extra_args).as_extra_args(), raw_request)
+        settled(request.sampling_params.extra_args)
         return await serve_tokens(self, request, raw_request)
 
     GenerateBaseServing._get_session_id = staticmethod(check_and_get_session_id)
