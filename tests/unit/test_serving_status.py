@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 from fastapi import FastAPI
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from starlette.testclient import TestClient
 from vllm.v1.request import RequestStatus
 
@@ -63,11 +61,16 @@ class Doorkeeper:
 
 
 def served(engine: Engine, keyed: bool = True, is_open: bool = False) -> TestClient:
+    return TestClient(application(engine, keyed, is_open), raise_server_exceptions=False)
+
+
+def application(engine: Engine, keyed: bool = True, is_open: bool = False) -> FastAPI:
+    """The endpoints behind the door, as in the server."""
     app = FastAPI()
     settings = load_config({"identity": {"keys_file": "k.yaml"}} if keyed else None)
     app.add_middleware(Doorkeeper, door=Door(settings, KEYS if keyed else None))
     attach(app, engine, is_open)
-    return TestClient(app, raise_server_exceptions=False)
+    return app
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +151,7 @@ def test_a_patch_of_targets_makes_the_planner_anew(engine: Engine, api: TestClie
     [
         ({"clients": {"alice": {"weight": 0}}}, "clients.alice.weight"),
         ({"clients": {"alice": {"weight": 5}, "bob": {"weight": "much"}}}, "clients.bob.weight"),
-        ({"clients": {"a b": {}}}, "client id"),
+        ({"clients": {"a b": {}}}, "clients: client id = 'a b': must be 1 to 64 characters"),
         ({"fairness": {"output_weight": 3}}, "fairness: cannot change"),
         ({"preset": "vtc", "clients": None}, "preset: cannot change"),
         ({"weight": 3}, "unknown key 'weight'"),
@@ -166,7 +169,7 @@ def test_an_invalid_patch_changes_nothing(engine: Engine, api: TestClient, patch
 def test_a_patch_on_another_version_is_a_conflict(api: TestClient) -> None:
     now = api.get("/v1/hybrid/config", headers=OPS).json()["version"]
     assert api.patch(f"/v1/hybrid/config?version={now + 1}", headers=OPS, json={}).status_code == 409
-    assert api.post("/v1/hybrid/config/revert", headers=OPS, json={"version": 999}).status_code == 400
+    assert api.post("/v1/hybrid/config/revert", headers=OPS, json={"version": 999}).status_code == 409
 
 
 def test_only_the_last_versions_are_kept(engine: Engine, api: TestClient) -> None:
@@ -177,31 +180,3 @@ def test_only_the_last_versions_are_kept(engine: Engine, api: TestClient) -> Non
     assert len(kept) == 32 and kept[-1] == first + 40
     api.patch("/v1/hybrid/config", headers=OPS, json={"clients": {"alice": {"weight": 2}}})
     engine.scheduler.live._versions[1] = engine.scheduler.hybrid_config
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(["clients", "slo", "online", "weight", "alice", "x"]), inner, max_size=3)
-    ),
-    max_leaves=12,
-)
-
-
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(body=JSON, most=st.text(max_size=8), name=st.text(max_size=40))
-def test_whatever_is_sent_the_answer_is_one_the_schema_names(engine: Engine, body: Any, most: str, name: str) -> None:
-    api = served(engine)
-    schema = api.get("/openapi.json", headers=OPS).json()["paths"]
-    calls = [
-        ("patch", "/v1/hybrid/config", {"json": body}, None),
-        ("post", "/v1/hybrid/config/revert", {"json": body}, None),
-        ("get", "/v1/hybrid/clients", {"params": {"most": most}}, None),
-        ("get", "/v1/hybrid/requests/{request_id}", {}, name.encode("utf-8", "replace").hex() or "0"),
-    ]
-    for method, path, arguments, part in calls:
-        answer = api.request(method, path.replace("{request_id}", part or ""), headers=OPS, **arguments)
-        assert str(answer.status_code) in schema[path][method]["responses"], (method, path, arguments, answer.text)
-        assert answer.status_code < 500
-    engine.scheduler.live.change(json.dumps({"clients": {"alice": {"weight": 2.0}}, "slo": None, "lanes": None}))

@@ -186,7 +186,7 @@ def load_config(source: Mapping[str, Any] | HybridConfig | str | Path | None) ->
     try:
         return HybridConfig.model_validate(read_settings(source))
     except ValidationError as error:
-        raise ConfigError("hybrid config: " + "; ".join(map(_one_line, error.errors()))) from None
+        raise ConfigError(f"hybrid config: {mistakes(error)}") from None
 
 
 def read_settings(source: Mapping[str, Any] | str | Path | None) -> dict[str, Any]:
@@ -233,6 +233,11 @@ def _parse(text: str, where: str, parse: Callable[[str], Any]) -> Any:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or "malformed"
         at = f"line {mark.line + 1} column {mark.column + 1}" if mark else "an unknown position"
     raise ConfigError(f"hybrid config {where}: {problem} at {at}")
+
+
+def mistakes(error: ValidationError) -> str:
+    """What pydantic found, in one line."""
+    return "; ".join(map(_one_line, error.errors()))
 
 
 _ALLOWED = {

@@ -17,7 +17,8 @@ DEFAULT_LANE = "online"
 DEFAULT_CLIENT = "default"
 MAX_CLIENT_ID_CHARS = 64
 
-_CLIENT_ID = re.compile(rf"[A-Za-z0-9_.@:-]{{1,{MAX_CLIENT_ID_CHARS}}}")
+CLIENT_ID_PATTERN = rf"[A-Za-z0-9_.@:-]{{1,{MAX_CLIENT_ID_CHARS}}}"
+_CLIENT_ID = re.compile(CLIENT_ID_PATTERN)
 _CLIENT_ID_ALLOWED = f"1 to {MAX_CLIENT_ID_CHARS} characters out of A-Z a-z 0-9 _ . @ : -"
 _VALUE_CHARS = 60
 

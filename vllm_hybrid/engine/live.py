@@ -13,14 +13,13 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 from vllm_hybrid.config import ConfigError, HybridConfig, load_config
+from vllm_hybrid.config.live import LIVE, check_patch
 from vllm_hybrid.policy.presets import PRESETS
 
 if TYPE_CHECKING:
     from vllm_hybrid.engine.scheduler import HybridMixin
 
-LIVE = ("clients", "slo", "lanes")
 _KEPT_VERSIONS = 32
-_DEEPEST = 8
 
 
 class LiveSettings:
@@ -45,8 +44,12 @@ class LiveSettings:
         """Apply a merge patch (JSON), if `version` is still the one in force (None: whatever it is).
 
         Returns the new settings, or `{"refused": why, "conflict": bool}`: an exception would lose its kind on the way
-        to the other process.
+        to the other process. conflict: the patch may be right, but not on the settings in force.
         """
+        try:
+            check_patch(json.loads(patch))
+        except ConfigError as error:
+            return {"refused": str(error), "conflict": False}
         return self._become(
             lambda: load_config(merged(self._s.hybrid_config.model_dump(exclude_defaults=True), json.loads(patch))),
             version,
@@ -55,7 +58,7 @@ class LiveSettings:
     def revert(self, to: int, version: int | None = None) -> dict[str, Any]:
         """Go back to the settings of version `to`, as a new version."""
         if to not in self._versions:
-            return {"refused": f"version {to} is not kept: {list(self._versions)} are", "conflict": False}
+            return {"refused": f"version {to} is not kept: {list(self._versions)} are", "conflict": True}
         return self._become(lambda: self._versions[to], version)
 
     def _become(self, make: Any, version: int | None) -> dict[str, Any]:
@@ -63,21 +66,14 @@ class LiveSettings:
             return {"refused": f"version {version} is not in force, {self.version} is", "conflict": True}
         try:
             config = make()
-            self._check(config)
         except ConfigError as error:
-            return {"refused": str(error), "conflict": False}
+            return {"refused": str(error), "conflict": True}
         self._apply(config)
         self.version += 1
         self._versions[self.version] = config
         while len(self._versions) > _KEPT_VERSIONS:
             self._versions.popitem(last=False)
         return self.show()
-
-    def _check(self, config: HybridConfig) -> None:
-        now = self._s.hybrid_config
-        for name in type(config).model_fields:
-            if name not in LIVE and getattr(config, name) != getattr(now, name):
-                raise ConfigError(f"{name}: cannot change while the engine runs; what can is {', '.join(LIVE)}")
 
     def _apply(self, config: HybridConfig) -> None:
         s = self._s
@@ -90,16 +86,14 @@ class LiveSettings:
         s._planned_membership = -1  # the last plan was made under the old settings
 
 
-def merged(settings: Any, patch: Any, deep: int = 0) -> Any:
+def merged(settings: Any, patch: Any) -> Any:
     """`settings` with a JSON merge patch (RFC 7396): null removes a key, mappings are merged, the rest replaced."""
     if not isinstance(patch, dict):
         return patch
-    if deep > _DEEPEST:
-        raise ConfigError("the patch: nested deeper than any setting")
     result = dict(settings) if isinstance(settings, dict) else {}
     for key, value in patch.items():
         if value is None:
             result.pop(key, None)
         else:
-            result[key] = merged(result.get(key), value, deep + 1)
+            result[key] = merged(result.get(key), value)
     return result

@@ -170,7 +170,10 @@ class Reporter:
             return {**answer, "state": "paused", "would_change_it": "an online request leaves its slot"}
         if view in s.waiting_requests or not math.isnan(view.left_s):
             return {**answer, **self._wait(view, now_s)}
-        return {**answer, "state": "running"}
+        return {**answer, "state": "running", "waited_s": self._waited_s(view, now_s)}
+
+    def _waited_s(self, view: RequestView, now_s: float) -> dict[str, float]:
+        return {reason.value: seconds for reason, seconds in self._s.waits.waited_s(view, now_s).items()}
 
     def _wait(self, view: RequestView, now_s: float) -> dict[str, Any]:
         s = self._s
@@ -185,7 +188,7 @@ class Reporter:
             "state": "waiting",
             "reason": reason.value,
             "would_change_it": REMEDIES[reason],
-            "waited_s": {reason.value: seconds for reason, seconds in s.waits.waited_s(view, now_s).items()},
+            "waited_s": self._waited_s(view, now_s),
             "requests_before_it_in_its_line": place,
             "clients_before_its_client": sum(other < value for other in others),
         }

@@ -78,7 +78,9 @@ class WaitBooks:
     # -- one request -----------------------------------------------------------------------------------------------
     def entered(self, view: RequestView, now_s: float) -> None:
         """The request joins its client's line."""
-        if not math.isnan(view.left_s):  # it was taken out, but did not come in
+        if math.isnan(view.left_s):
+            view.waited_s = None  # that of an earlier wait
+        else:  # it was taken out, but did not come in
             _add(view, Reason.NOT_READY, now_s - view.left_s)
             view.left_s = math.nan
         view.waits_since_s = now_s
@@ -98,14 +100,13 @@ class WaitBooks:
         view.first_mark, view.waits_since_s, view.left_s = None, math.nan, now_s
 
     def came_in(self, view: RequestView) -> None:
-        """The request that was taken out runs now: its wait is over."""
+        """The request that was taken out runs now: its wait is over, and stays to be told."""
         view.left_s = math.nan
         for reason, seconds in (view.waited_s or {}).items():
             self.finished_s[view.key[0]][reason] += seconds
-        view.waited_s = None
 
     def waited_s(self, view: RequestView, now_s: float) -> dict[Reason, float]:
-        """Seconds that the request has waited for each reason since it last ran; they add up to its wait."""
+        """Seconds of the request's wait, or of its last one if it runs, for each reason; they add up to the wait."""
         waited_s = dict(view.waited_s or {})
         if not math.isnan(view.left_s):
             return _plus(waited_s, Reason.NOT_READY, now_s - view.left_s)

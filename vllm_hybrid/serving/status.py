@@ -15,11 +15,13 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, FastAPI, HTTPException, Path, Query, Request
 from fastapi.responses import HTMLResponse
-from pydantic import BaseModel
+from pydantic import BaseModel, Field, WithJsonSchema
 
+from vllm_hybrid.config.live import patch_schema
 from vllm_hybrid.serving.identity import CALL
 
 _ANSWER_WITHIN_S = 30.0  # a question waits for the step under way
+_MOST_VERSION = 2**31
 PAGE = "/hybrid"
 _PAGE_HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
@@ -47,7 +49,7 @@ class Revert(BaseModel):
     """Which version to go back to."""
 
     model_config = {"extra": "forbid"}
-    version: int
+    version: Annotated[int, Field(ge=1, le=_MOST_VERSION)]
 
 
 class Status:
@@ -95,7 +97,8 @@ def _errors(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
 
 
 _COMMON = (HTTPStatus.BAD_REQUEST, HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
-_Version = Annotated[int | None, Query(ge=1, le=2**31, description="Refuse unless this version is in force.")]
+_Patch = Annotated[dict[str, Any], Body(), WithJsonSchema(patch_schema())]
+_Version = Annotated[int | None, Query(ge=1, le=_MOST_VERSION, description="Refuse unless this version is in force.")]
 
 
 def attach(app: FastAPI, engine_core: Any, is_open: bool) -> None:
@@ -134,9 +137,14 @@ def _router(status: Status) -> APIRouter:
         return await status.settings("hybrid_config")
 
     @router.patch("/config", responses=_errors(HTTPStatus.CONFLICT))
-    async def change_config(patch: Annotated[dict[str, Any], Body()], version: _Version = None) -> Settings:
+    async def change_config(patch: _Patch, version: _Version = None) -> Settings:
         """Change settings from the next step on, by a JSON merge patch; all of it or nothing."""
         return await status.settings("hybrid_configure", json.dumps(patch), version)
+
+    @router.api_route("/config", methods=["OPTIONS", "POST", "PUT", "DELETE", "TRACE"], include_in_schema=False)
+    async def other_methods() -> None:
+        """Two routes share this path, and the framework's own answer would name the first one's method only."""
+        raise HTTPException(HTTPStatus.METHOD_NOT_ALLOWED, headers={"allow": "GET, PATCH"})
 
     @router.post("/config/revert", responses=_errors(HTTPStatus.CONFLICT))
     async def revert_config(to: Revert, version: _Version = None) -> Settings:
