@@ -127,7 +127,7 @@ class Server:
         deadline = time.monotonic() + limit_s
         last = self.samples()
         while time.monotonic() < deadline:
-            time.sleep(2.5)
+            time.sleep(1.6)
             last, previous = self.samples(), last
             if last == previous:
                 return last
