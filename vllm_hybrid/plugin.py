@@ -59,9 +59,10 @@ def _extend_engine_args() -> None:
 
 def _activate(engine_args: Any) -> None:
     """Our scheduler is selected: check vLLM and the settings here, where the caller still sees the error."""
-    from vllm_hybrid.serving import request_check
+    from vllm_hybrid.serving import client_limits, request_check
 
     compat.check((*compat.ENTRY, *compat.SCHEDULER))
     engine_args.additional_config = wrap(engine_args.additional_config)
     request_check.install_in_engine_client()
+    client_limits.install(engine_args.additional_config[SETTINGS_KEY].config)
     logger.info("vllm_hybrid: %s", engine_args.additional_config[SETTINGS_KEY])

@@ -155,8 +155,7 @@ class RejoiningOrder(LeastServed):
                     back.remove(first)
                     yield first
                 elif new is not None:
-                    promise = self._counters.promise(new, new.missing_tokens)
-                    outstanding[new.key] = outstanding.get(new.key, 0.0) + promise
+                    self._counters.add_promise(outstanding, new, new.missing_tokens)
                     yield new
                     new = next(walk, None)
 

@@ -38,7 +38,8 @@ def engine_args(model: Path, config: dict[str, Any]) -> Any:
 def llm(tiny_model: Path) -> Iterator[Any]:
     from vllm import LLM
 
-    engine = LLM(str(tiny_model), **engine_kwargs({"strict": True}, **SMALL))
+    limited = {"greedy": {"limits": {"max_waiting": 2}}, "talker": {"limits": {"tokens_per_minute": 20}}}
+    engine = LLM(str(tiny_model), **engine_kwargs({"strict": True, "clients": limited}, **SMALL))
     yield engine
     engine.llm_engine.engine_core.shutdown()
 
@@ -117,3 +118,14 @@ async def _async_engine(model: Path) -> None:
         assert len(output.outputs[0].token_ids) == 200
     finally:
         engine.shutdown()
+
+
+def test_a_client_beyond_its_limit_raises_and_others_are_served(llm: Any) -> None:
+    with pytest.raises(ValueError, match=r"client 'greedy' has 2 requests waiting, as many as it may \(limits"):
+        llm.generate(["w1", "w2", "w3"], params(client="greedy"), use_tqdm=False)
+    assert not llm.llm_engine.has_unfinished_requests()
+    assert len(llm.generate(["w1", "w2"], params(client="greedy"), use_tqdm=False)) == 2
+    llm.generate(["w1"], params(40, client="talker"), use_tqdm=False)
+    with pytest.raises(ValueError, match=r"client 'talker' has used up its 20 tokens of the last minute"):
+        llm.generate(["w1"], params(client="talker"), use_tqdm=False)
+    assert len(llm.generate(["w1", "w2", "w3"], params(client="bob"), use_tqdm=False)) == 3

@@ -33,6 +33,7 @@ def server(start_server: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
         "    online: {ttft_s: 5, tbt_s: 1}\n"
         "  clients:\n"
         "    alice: {weight: 2}\n"
+        "    talker: {limits: {tokens_per_minute: 20}}\n"
     )
     return start_server("--config", str(file))
 
@@ -179,3 +180,12 @@ def test_the_log_shows_the_settings_but_no_clients_name(server: Any) -> None:
     log = server.log()
     assert "HybridSettings(strict=True, slo.online.ttft_s=5.0, slo.online.tbt_s=1.0, clients=<1>)" in log
     assert "alice" not in log
+
+
+def test_a_client_that_used_up_its_tokens_gets_a_429_with_retry_after(api: openai.OpenAI) -> None:
+    complete(api, "w1 w2", 30, client="talker")
+    for stream in (False, True):
+        with pytest.raises(openai.RateLimitError, match="client 'talker' has used up its 20 tokens") as refused:
+            chat(api, "w1", stream=stream, client="talker")
+        assert 1 <= int(refused.value.response.headers["retry-after"]) <= 61
+    assert complete(api, "w1", client="bob").choices

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, StrictBool, ValidationError, model_validator
 
+from vllm_hybrid.config.clients import ClientConfig, GroupConfig, LimitsConfig
 from vllm_hybrid.config.identity import IdentityConfig
 from vllm_hybrid.config.metrics import MetricsConfig
 from vllm_hybrid.config.names import DEFAULT_CLIENT as DEFAULT_CLIENT
@@ -94,6 +95,9 @@ class LanesConfig(Section):
 
 
 class FairnessConfig(Section):
+    limits: LimitsConfig = LimitsConfig()
+    """Of every client that has none of its own (clients.NAME.limits)."""
+
     input_weight: Positive = 1.0
     """Service charged to a client per prompt token that was computed (w_p of the VTC paper)."""
 
@@ -111,11 +115,6 @@ class FairnessConfig(Section):
     """What counts, when clients are compared, for output that admitted requests have not generated yet. none: nothing.
     mean: the client's smoothed mean. median: that of its last 64 answers longer than what is generated already.
     max_tokens: all that a request may generate, for callers that use it up."""
-
-
-class ClientConfig(Section):
-    weight: Positive = 1.0
-    """Share of the service, relative to the other clients of the lane: weight 2 gets twice as much as 1."""
 
 
 class MemoryConfig(Section):
@@ -154,6 +153,17 @@ class HybridConfig(Section):
 
     clients: dict[ClientId, ClientConfig] = {}
     """Settings by client id. A client that is not named here has the defaults."""
+
+    groups: dict[ClientId, GroupConfig] = {}
+    """Groups of clients by name: the service is shared between groups, then inside each (clients.NAME.group)."""
+
+    @model_validator(mode="after")
+    def _groups_are_groups(self) -> HybridConfig:
+        for name, client in self.clients.items():
+            if client.group is not None and client.group not in self.groups:
+                known = ", ".join(self.groups) or "none yet"
+                raise ValueError(f"clients.{name}.group = {client.group!r}: must be one of `groups`: {known}")
+        return self
 
     @model_validator(mode="after")
     def _the_policy_has_its_targets(self) -> HybridConfig:
@@ -240,6 +250,8 @@ def mistakes(error: ValidationError) -> str:
     return "; ".join(map(_one_line, error.errors()))
 
 
+_BY_NAME: dict[str, type[BaseModel]] = {"clients": ClientConfig, "groups": GroupConfig}  # mappings from names
+
 _ALLOWED = {
     "model_type": "must be a mapping of settings",
     "dict_type": "must be a mapping of client ids to settings",
@@ -269,7 +281,10 @@ def _unknown_key(loc: list[str]) -> str:
 def _section_at(loc: list[str]) -> type[BaseModel]:
     section: type[BaseModel] = HybridConfig
     for key in loc:
-        if key == "clients":
-            return ClientConfig
+        if key in _BY_NAME:
+            section = _BY_NAME[key]
+            continue
+        if section in _BY_NAME.values() and key not in section.model_fields:
+            continue  # a name
         section = section.model_fields[key].annotation  # type: ignore[assignment]
     return section

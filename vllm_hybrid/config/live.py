@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, 
 from vllm_hybrid.config import ConfigError, HybridConfig, mistakes
 from vllm_hybrid.config.names import CLIENT_ID_PATTERN, IdentityError, shown, validate_client_id
 
-LIVE = ("clients", "slo", "lanes")
+LIVE = ("clients", "groups", "slo", "lanes")
 
 
 _Name = Annotated[str, StringConstraints(pattern=f"^{CLIENT_ID_PATTERN}$")]

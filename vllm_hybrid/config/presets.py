@@ -31,13 +31,13 @@ PresetName = Literal[
 # The sections at the top of the settings that a policy reads beside its own options. `fairness` and `clients` are the
 # prices and weights of whoever counts service, `slo` the targets of whoever looks at time.
 READS: dict[str, frozenset[str]] = {
-    "hybrid": frozenset({"slo", "lanes", "fairness", "clients", "memory", "profile"}),
+    "hybrid": frozenset({"slo", "lanes", "fairness", "clients", "groups", "memory", "profile"}),
     "fcfs": frozenset({"memory"}),
     "sarathi": frozenset({"memory"}),
     "sarathi_pp": frozenset({"memory"}),
     "hygen_star": frozenset({"memory"}),
-    "vtc": frozenset({"fairness", "clients", "memory"}),
-    "lcf": frozenset({"fairness", "clients", "memory"}),
+    "vtc": frozenset({"fairness", "clients", "groups", "memory"}),
+    "lcf": frozenset({"fairness", "clients", "groups", "memory"}),
     "drr": frozenset({"fairness", "clients", "memory"}),
     "rpm": frozenset({"memory"}),
     "hygen": frozenset({"memory"}),

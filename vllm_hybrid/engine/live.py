@@ -1,8 +1,8 @@
 """Settings that change while the engine runs.
 
 A change comes between two steps, so every step sees one version of the settings, whole. It is a JSON merge patch on
-the settings in force; what it makes is checked like a file, and only the weights of clients, the targets and the lanes
-may differ, because everything else is built into what already runs. Each change has a number and can be reverted.
+the settings in force; what it makes is checked like a file, and only the clients and their groups, the targets and the
+lanes may differ, because everything else is built into what already runs. Each change has a number and can be reverted.
 Nothing is written anywhere: a restart begins with the file again.
 """
 
@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_hybrid.config import ConfigError, HybridConfig, load_config
 from vllm_hybrid.config.live import LIVE, check_patch
-from vllm_hybrid.policy.presets import PRESETS
+from vllm_hybrid.policy.limits import limits_of
+from vllm_hybrid.policy.presets import PRESETS, shares
 
 if TYPE_CHECKING:
     from vllm_hybrid.engine.scheduler import HybridMixin
@@ -66,6 +67,7 @@ class LiveSettings:
             return {"refused": f"version {version} is not in force, {self.version} is", "conflict": True}
         try:
             config = make()
+            self._check_limits(config)
         except ConfigError as error:
             return {"refused": str(error), "conflict": True}
         self._apply(config)
@@ -75,11 +77,20 @@ class LiveSettings:
             self._versions.popitem(last=False)
         return self.show()
 
+    def _check_limits(self, config: HybridConfig) -> None:
+        """What is kept where requests arrive cannot change from here."""
+        now = self._s.hybrid_config
+        for client in sorted(now.clients.keys() | config.clients.keys()):
+            if limits_of(now, client).at_the_front != limits_of(config, client).at_the_front:
+                raise ConfigError(f"clients.{client}.limits: only max_running can change while the engine runs")
+
     def _apply(self, config: HybridConfig) -> None:
         s = self._s
         before, s.hybrid_config = s.hybrid_config, config
         s.ledger.settle()
-        s.counters.set_weights({name: client.weight for name, client in config.clients.items()})
+        s.counters.set_shares(*shares(config))
+        s.waiting_requests.regroup()
+        s.limit_running()
         s.viewer.timed = config.slo.has_online_target or s.counters.lengths is not None
         if (config.slo, config.lanes) != (before.slo, before.lanes):
             s.planner = PRESETS[config.preset].make_planner(config, s.counters, s.predictor)

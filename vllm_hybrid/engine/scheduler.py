@@ -9,6 +9,7 @@ fails, the step is vLLM's own and the failure is counted. Nothing of vLLM's sche
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Generator
 from typing import Any
@@ -38,6 +39,7 @@ from vllm_hybrid.policy.billing import PromptBilling
 from vllm_hybrid.policy.fairness import VirtualCounters
 from vllm_hybrid.policy.groups import Groups
 from vllm_hybrid.policy.latency import StepWork
+from vllm_hybrid.policy.limits import limits_of, limits_running
 from vllm_hybrid.policy.plan import StepPlan, StepResult, check_obedience, check_plan
 from vllm_hybrid.policy.planner import Planner
 from vllm_hybrid.policy.presets import PRESETS
@@ -87,11 +89,27 @@ class HybridMixin(Steering):
         self._reserve_blocks: int | None = None  # that admissions leave free
         self._forget_at = _MANY_CLIENTS
         self._error_logged = False
+        self.limit_running()
         self.live = LiveSettings(self)
         self.report = Reporter(self)
         self.sharing = Sharing(self)
         self.explainer = Explainer(self)
         self.planner = preset.make_planner(self.hybrid_config, self.counters, self.predictor)
+
+    def limit_running(self) -> None:
+        """Take the limits on running requests from the settings."""
+        config = self.hybrid_config
+        self.waiting_requests.slots_left = self._slots_left if limits_running(config) else None
+        self._most_running = {name: limits_of(config, name).max_running for name in config.clients}
+        self._most_running_others = config.fairness.limits.max_running
+
+    def _slots_left(self, key: ClientKey) -> float:
+        """How many more requests of the client may run. What lost its memory keeps its place."""
+        most = self._most_running.get(key[1], self._most_running_others)
+        if most is None:
+            return math.inf
+        waiting = self.waiting_requests
+        return most - sum(self._live[at, key[1]] - waiting.newcomers_of((at, key[1])) for at in Lane)
 
     # -- one step --------------------------------------------------------------------------------------------------
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
@@ -118,7 +136,7 @@ class HybridMixin(Steering):
         """Whether there is nothing to decide: one client, online, no target; or vLLM admits nobody (sleep, say)."""
         if self._pause_state != PauseState.UNPAUSED:
             return True
-        if self.planner is not None and self.planner.always:
+        if self.waiting_requests.slots_left or (self.planner is not None and self.planner.always):
             return False
         if len(self._live) > 1 or self.hybrid_config.slo.has_online_target:
             return False
@@ -276,7 +294,7 @@ class HybridMixin(Steering):
             promised = None
             if self.counters.lengths is not None:  # much of what others will be charged for is not charged yet
                 promised = Groups.of(self.viewer.running()).promised(self.counters)
-            self.fair_counters.lift(key, self.waiting_requests.smallest_counter(key[0], promised))
+            self.waiting_requests.lift(key, promised, self.fair_counters.lift)
 
     def _lost_memory(self, request: Request) -> None:
         self._lift(self.viewer.view_of(request).key)
@@ -300,8 +318,7 @@ class HybridMixin(Steering):
         if len(self.counters.values) < self._forget_at:
             return
         self.ledger.settle()
-        smallest = {lane: self.waiting_requests.smallest_counter(lane) for lane in Lane}
-        self.fair_counters.forget_idle(self._live, smallest)
+        self.fair_counters.forget_idle(self._live, self.waiting_requests.smallest_counters())
         self._forget_at = max(_MANY_CLIENTS, 2 * len(self.counters.values))
 
     def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:

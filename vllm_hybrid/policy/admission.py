@@ -1,8 +1,9 @@
 """Admission: which waiting requests are offered to a step, in which order, with which chunk.
 
 Online before offline. In a lane: first those that ran before and lost their memory, then VTC order. A request that
-does not fit closes its client's line for the step and lets other clients pass, at most `MAX_BYPASSES` times: from
-then on it stops the lane until it fits, so a large prompt waits for a bounded number of smaller ones. An online
+does not fit closes its client's line for the step and lets other clients pass, as long as they are not ahead of its
+client by more than its own cost, and at most `MAX_BYPASSES` times: from then on it stops the lane until it fits, so a
+large prompt waits for a bounded amount of smaller ones. An online
 request that does not fit stops all offline admissions. An offline victim comes back after its rest
 (`preempt_interval_s`) where it can keep its memory for as long again, or when nothing else would run.
 """
@@ -57,6 +58,7 @@ class Admission:
             return True
         passed: list[RequestView] = []
         closed: set[ClientKey] = set()
+        counters = self.view.waiting.counters
         # Closed at once when the step ends, also by an exception: an open walk keeps clients out of the next one.
         with contextlib.closing(self.view.waiting.walk(lane, self.promised, closed)) as newcomers:
             for request in itertools.chain(self._resuming(lane), newcomers):
@@ -85,6 +87,8 @@ class Admission:
                         self.plan.held[lane] = Reason.BUDGET
                         return False
                     chunk = min(tokens, UNTRAINED_TOKENS)
+                if passed and not self._may_pass(request, passed):
+                    return False
                 if chunk < tokens:
                     self.plan.caps[request.request_id] = chunk
                 try:
@@ -95,6 +99,7 @@ class Admission:
                         self.admitted += 1
                         budget.spend_chunk(self.predictor, chunk, done_tokens)
                         self._bypass(passed)
+                        counters.add_promise(self._promised, request, request.missing_tokens)
                         if self._comes_back(request):
                             self._comeback.admitted(request)
                 if any(other.bypassed >= MAX_BYPASSES for other in passed):
@@ -104,6 +109,23 @@ class Admission:
     @functools.cached_property
     def _comeback(self) -> Comeback:
         return Comeback(self.view, self.plan.order, self.predictor, self.interval_s)
+
+    @functools.cached_property
+    def _promised(self) -> dict[ClientKey, float]:
+        """`promised`, and what came in during the step."""
+        return dict(self.promised)
+
+    def _may_pass(self, request: RequestView, passed: list[RequestView]) -> bool:
+        """Whether the request may come in past those that did not fit.
+
+        Not once its client is ahead of theirs by what they cost: else a stream of small requests would keep every
+        large one out of a full pool, at the price of `MAX_BYPASSES` requests for one.
+        """
+        counters, promised = self.view.waiting.counters, self._promised
+        return all(
+            counters.lead(request.key, other.key, promised) <= counters.promise(other, other.missing_tokens)
+            for other in passed
+        )
 
     @staticmethod
     def _comes_back(request: RequestView) -> bool:

@@ -45,11 +45,11 @@ class Groups:
         return bool(self.offline_decodes or self.offline_prefills)
 
     def promised(self, counters: VirtualCounters) -> dict[ClientKey, float]:
-        """What the running requests will still add to the counters of their clients, as far as is known."""
+        """What the running requests will still add to the counters of clients and groups, as far as is known."""
         promised: dict[ClientKey, float] = {}
         for view in (*self.online_prefills, *self.offline_prefills):
-            promised[view.key] = promised.get(view.key, 0.0) + counters.promise(view, view.missing_tokens)
+            counters.add_promise(promised, view, view.missing_tokens)
         if counters.lengths is not None:
             for view in (*self.online_decodes, *self.offline_decodes):
-                promised[view.key] = promised.get(view.key, 0.0) + counters.promise(view, 0)
+                counters.add_promise(promised, view, 0)
         return promised

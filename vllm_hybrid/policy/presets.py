@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from vllm_hybrid.config import DEFAULT_CLIENT, HybridConfig
 from vllm_hybrid.policy.compose import HybridPlanner
-from vllm_hybrid.policy.fairness import VirtualCounters
+from vllm_hybrid.policy.fairness import VirtualCounters, group_name
 from vllm_hybrid.policy.gate import GatedPlanner
 from vllm_hybrid.policy.latency import StepTimePredictor
 from vllm_hybrid.policy.lengths import PREDICTIONS
@@ -51,10 +51,11 @@ class Preset:
 
     def counters(self, config: HybridConfig) -> VirtualCounters:
         """Fresh counters with the prices and weights of the settings."""
-        weights = {name: client.weight for name, client in config.clients.items()}
         fairness = config.fairness
         lengths = None if fairness.prediction == "none" else PREDICTIONS[fairness.prediction]()
-        return self.counter_class(fairness.input_weight, fairness.output_weight, weights, lengths)
+        counters = self.counter_class(fairness.input_weight, fairness.output_weight, *shares(config), lengths)
+        counters.bill_recompute = fairness.bill_recompute
+        return counters
 
     def make_planner(self, config: HybridConfig, counters: VirtualCounters, predictor: StepTimePredictor) -> Planner:
         """The planner of this policy, behind the memory gate if the settings ask for it."""
@@ -62,6 +63,13 @@ class Preset:
         if config.memory.gate == "none":
             return planner
         return GatedPlanner(planner, planner.step_tokens if isinstance(planner, BatchPlanner) else 0)
+
+
+def shares(config: HybridConfig) -> tuple[dict[str, float], dict[str, str]]:
+    """The weights of clients and groups, and the groups of clients, as `VirtualCounters` take them."""
+    weights = {name: client.weight for name, client in config.clients.items()}
+    weights |= {group_name(name): group.weight for name, group in config.groups.items()}
+    return weights, {name: group_name(c.group) for name, c in config.clients.items() if c.group is not None}
 
 
 PRESETS: dict[str, Preset] = {

@@ -19,7 +19,7 @@ from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vllm_hybrid.policy.fairness import VirtualCounters
+from vllm_hybrid.policy.fairness import Parent, VirtualCounters
 from vllm_hybrid.policy.request import ClientKey, Lane
 
 _EXACT = 1e-9  # of a counter: sums of floats differ by less
@@ -55,6 +55,9 @@ class SharedCounters:
     # -- scheduling ----------------------------------------------------------------------------------------------
     def lift(self, key: ClientKey, smallest_waiting: float | None) -> None:
         """A request of a client arrives whose queue here is empty; smallest_waiting as in `VirtualCounters.lift`."""
+        if not isinstance(self._counters.parent(key), Lane):
+            self._counters.lift(key, smallest_waiting)  # replicas share groups, not what happens inside one
+            return
         if key in self.elsewhere:
             return  # backlogged all the time, only not here
         known = [value for value in (smallest_waiting, self._smallest[key[0]]) if value is not None]
@@ -64,7 +67,7 @@ class SharedCounters:
             self._mark[key] = self._mark.get(key, 0.0) + raised
             self._touched.add(key)
 
-    def forget_idle(self, busy: Container[ClientKey], smallest_waiting: Mapping[Lane, float | None]) -> None:
+    def forget_idle(self, busy: Container[ClientKey], smallest_waiting: Mapping[Parent, float | None]) -> None:
         """`VirtualCounters.forget_idle`; who comes back after it is a new entry in the hub's books."""
         self._counters.forget_idle(busy, smallest_waiting)
         self._forgotten += 1
@@ -98,6 +101,8 @@ class SharedCounters:
         touched, self._touched = self._touched, set()
         nothing = Sent(0.0, False)
         for key, value in self._counters.values.items():
+            if not isinstance(self._counters.parent(key), Lane):
+                continue
             mark, sent, waiting = self._mark.get(key, 0.0), self._sent.get(key, nothing), waits(key)
             own = value - mark
             if (

@@ -1,8 +1,9 @@
 """The waiting requests: per lane and client one line, and a walk over them in fair order.
 
 Inside a client requests stand in order of arrival (or by vLLM's `priority`); between the clients of a lane the one
-with the smallest virtual counter is next (VTC). Adding costs O(log clients), removing any request O(1) (amortised
-O(log n) with priorities), a walk O(log clients) per request it yields: nothing scans the queue.
+with the smallest virtual counter is next (VTC), and where clients form groups, first between groups, then inside.
+Adding costs O(log clients), removing any request O(1) (amortised O(log n) with priorities), a walk O(log clients) per
+request it yields: nothing scans the queue.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections import OrderedDict
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 
-from vllm_hybrid.policy.fairness import VirtualCounters
+from vllm_hybrid.policy.fairness import Parent, VirtualCounters
 from vllm_hybrid.policy.request import ClientKey, Lane, RequestView
 
 _CHUNK = 16  # requests of one client looked at together
@@ -115,6 +116,7 @@ class WaitingRequests:
     """All waiting requests of both lanes.
 
     counters: decides between clients. by_priority: vLLM's `--scheduling-policy priority` orders inside a client.
+    slots_left: how many more requests of a client may run; None: any number.
     """
 
     def __init__(self, counters: VirtualCounters, by_priority: bool = False) -> None:
@@ -125,10 +127,13 @@ class WaitingRequests:
         self._clients_waiting = dict.fromkeys(Lane, 0)
         # Requests that already ran and lost their memory: they come back before anything new of their lane.
         self._resuming: dict[Lane, OrderedDict[str, RequestView]] = {lane: OrderedDict() for lane in Lane}
-        # One entry per client with a waiting request, keyed by a counter that may have grown since (never shrunk).
-        self._heap: dict[Lane, list[tuple[float, int, ClientKey]]] = {lane: [] for lane in Lane}
+        # One entry per client with a waiting request, and per group with such a client, where it is compared (in its
+        # lane, or in its group), keyed by a counter that may have grown since (never shrunk).
+        self._heap: dict[Parent, list[tuple[float, int, ClientKey]]] = {lane: [] for lane in Lane}
         self._in_heap: set[ClientKey] = set()
+        self._members: Counter[ClientKey] = Counter()  # clients with a waiting request, by group
         self._tick = itertools.count()
+        self.slots_left: Callable[[ClientKey], float] | None = None
 
     # -- a container ---------------------------------------------------------------------------------------------
     def add(self, view: RequestView) -> None:
@@ -153,13 +158,25 @@ class WaitingRequests:
             del self._lines[view.key]
             self._clients_waiting[lane] -= 1
             self.counters.left(view.key)
+            self._member_left(view.key)
         return True
+
+    def _member_left(self, key: ClientKey) -> None:
+        group = self.counters.parent(key)
+        if not isinstance(group, Lane):
+            self._members[group] -= 1
+            if not self._members[group]:
+                del self._members[group]
+                self.counters.left(group)
 
     def _line(self, view: RequestView) -> ArrivalLine | PriorityLine:
         line = self._lines.get(view.key)
         if line is None:
             line = self._lines[view.key] = self._new_line()
             self._clients_waiting[view.key[0]] += 1
+            group = self.counters.parent(view.key)
+            if not isinstance(group, Lane):
+                self._members[group] += 1
         assert view not in line, f"{view.request_id} waits already"
         return line
 
@@ -168,9 +185,34 @@ class WaitingRequests:
         self._length[key[0]] += 1
         if view.started:
             self._resuming[key[0]][view.request_id] = view
-        if key not in self._in_heap:
-            self._in_heap.add(key)
-            heapq.heappush(self._heap[key[0]], (self.counters.value(key), next(self._tick), key))
+        self._queue_up(key)
+
+    def _queue_up(self, key: ClientKey) -> None:
+        """Enter a client with a waiting request where it is compared, and its group where that is."""
+        node: Parent = key
+        while not isinstance(node, Lane):
+            parent = self.counters.parent(node)
+            if node not in self._in_heap:
+                self._in_heap.add(node)
+                heap = self._heap.setdefault(parent, [])
+                heapq.heappush(heap, (self.counters.value(node), next(self._tick), node))
+            node = parent
+
+    def regroup(self) -> None:
+        """The settings gave clients other groups."""
+        self._heap = {lane: [] for lane in Lane}
+        self._in_heap.clear()
+        self._members.clear()
+        for key in self._lines:
+            group = self.counters.parent(key)
+            if not isinstance(group, Lane):
+                self._members[group] += 1
+        known = [key for key in self._lines if key in self.counters.values]
+        for key in known:
+            self._queue_up(key)
+        for key in self._lines.keys() - set(known):  # newcomers in their groups
+            self.lift(key)
+            self._queue_up(key)
 
     def __contains__(self, view: RequestView) -> bool:
         line = self._lines.get(view.key)
@@ -184,7 +226,7 @@ class WaitingRequests:
             yield from self._lines[key]
 
     def _keys_in_order(self) -> Iterable[ClientKey]:
-        return sorted(self._lines, key=lambda key: (key[0], self.counters.value(key)))
+        return sorted(self._lines, key=lambda key: (key[0], self.counters.standing(key)))
 
     def head(self) -> RequestView | None:
         """The request that is next if no plan says otherwise; None if nothing waits."""
@@ -194,6 +236,8 @@ class WaitingRequests:
             return next(iter(self._lines.values())).head()
         for lane in Lane:
             top = self._top(lane)
+            while top is not None and top[2] in self._members:
+                top = self._top(top[2])
             if top is not None:
                 return self._lines[top[2]].head()
         raise AssertionError("a client waits, but its lane's heap is empty")
@@ -204,8 +248,8 @@ class WaitingRequests:
         return self._length[lane]
 
     def waits(self, key: ClientKey) -> bool:
-        """Whether the client has a waiting request."""
-        return key in self._lines
+        """Whether the client, or a client of the group, has a waiting request."""
+        return key in self._lines or key in self._members
 
     def first_of(self, key: ClientKey) -> RequestView | None:
         """The first of the client's line."""
@@ -216,6 +260,11 @@ class WaitingRequests:
         """Requests that wait in the client's line."""
         return len(self._lines.get(key, ()))
 
+    def newcomers_of(self, key: ClientKey) -> int:
+        """Those of them that have not run yet."""
+        ran = sum(view.key == key for view in self._resuming[key[0]].values())
+        return self.length_of(key) - ran
+
     def clients_waiting(self, lane: Lane) -> int:
         """How many clients of the lane have a waiting request."""
         return self._clients_waiting[lane]
@@ -224,38 +273,66 @@ class WaitingRequests:
         """The clients of a lane that have a waiting request, in the order in which they came. O(clients)."""
         return [key for key in self._lines if key[0] is lane]
 
-    def smallest_counter(self, lane: Lane, promised: Mapping[ClientKey, float] | None = None) -> float | None:
-        """Smallest counter among the clients that wait in the lane; None if nobody does.
+    def lift(
+        self,
+        key: ClientKey,
+        promised: Mapping[ClientKey, float] | None = None,
+        lift: Callable[[ClientKey, float | None], None] | None = None,
+    ) -> None:
+        """Before a request of the client enters: idleness earns no credit, neither to the client nor to its group.
 
-        promised: service to add to the counters of some clients. O(clients in it) beyond finding the smallest.
+        promised: as for `smallest_counter`. lift: what raises a counter, if not the counters themselves.
         """
-        top = self._top(lane)
-        if top is None or not promised:
+        lift = lift or self.counters.lift
+        node: Parent = key
+        while not isinstance(node, Lane) and (node not in self._in_heap or not self.waits(node)):
+            parent = self.counters.parent(node)
+            lift(node, self.smallest_counter(parent, promised))
+            node = parent
+
+    def smallest_counters(self) -> dict[Parent, float | None]:
+        """The smallest counter among those that wait, of each lane and group."""
+        return {parent: self.smallest_counter(parent) for parent in list(self._heap)}
+
+    def smallest_counter(self, parent: Parent, promised: Mapping[ClientKey, float] | None = None) -> float | None:
+        """Smallest counter among those that wait in a lane or group and may run; None if nobody does.
+
+        promised: service to add to the counters of some clients. O(clients in it, and at their limit) beyond finding
+        the smallest.
+        """
+        top = self._top(parent)
+        if top is None or not (promised or self.slots_left):
             return None if top is None else top[0]
-        waits, value_of, heap = self.waits, self.counters.value, self._heap[lane]
-        smallest = min(
-            (value_of(k) + more for k, more in promised.items() if k[0] is lane and waits(k)), default=math.inf
-        )
+        counters, heap = self.counters, self._heap[parent]
+        smallest = math.inf
+        for key, more in (promised or {}).items():
+            if self._may_run(key) and counters.parent(key) == parent:
+                smallest = min(smallest, counters.value(key) + more)
         # The others: from the heap's root downwards, only as deep as somebody smaller may be found.
         front = [(heap[0][0], 0)]
         while front and front[0][0] < smallest:
             at = heapq.heappop(front)[1]
             key = heap[at][2]
-            if waits(key) and key not in promised:
-                smallest = min(smallest, value_of(key))
+            if self._may_run(key) and not (promised and key in promised):
+                smallest = min(smallest, counters.value(key))
             for below in range(2 * at + 1, min(2 * at + 3, len(heap))):
                 heapq.heappush(front, (heap[below][0], below))
-        return smallest
+        return None if smallest == math.inf else smallest
+
+    def _may_run(self, key: ClientKey) -> bool:
+        """Whether it waits and is not at its limit: then it has no claim that others could be measured by."""
+        return self.waits(key) and (self.slots_left is None or key in self._members or self.slots_left(key) > 0)
 
     def resuming(self, lane: Lane) -> list[RequestView]:
         """Requests of the lane that ran before and lost their memory, the earliest victim first."""
         return sorted(self._resuming[lane].values(), key=lambda v: v.disturbed_s)
 
-    def _top(self, lane: Lane) -> tuple[float, int, ClientKey] | None:
-        heap = self._heap[lane]
+    def _top(self, parent: Parent) -> tuple[float, int, ClientKey] | None:
+        heap = self._heap.get(parent, ())
+        assert isinstance(heap, list) or not heap
         while heap:
             value, tick, key = heap[0]
-            if key not in self._lines:
+            if key not in self._lines and key not in self._members:
                 heapq.heappop(heap)
                 self._in_heap.discard(key)
             elif self.counters.value(key) > value:
@@ -273,34 +350,56 @@ class WaitingRequests:
         clients to pass over; may grow during the walk. Requests may be taken out during the walk; at most one walk
         per lane at a time; close it when done.
         """
-        heap = self._heap[lane]
-        local: list[tuple[float, int, ClientKey, Iterator[RequestView]]] = []
+        return self._walk(lane, outstanding, closed)
+
+    def _walk(
+        self, parent: Parent, outstanding: Mapping[ClientKey, float], closed: Collection[ClientKey]
+    ) -> Generator[RequestView, None, None]:
+        heap = self._heap.get(parent, [])
+        local: list[tuple[float, int, ClientKey, Generator[RequestView, None, None]]] = []
         touched: list[ClientKey] = []
         try:
             while True:
-                top = self._top(lane)
+                top = self._top(parent)
                 if top is not None and (not local or top[:2] < local[0][:2]):
                     heapq.heappop(heap)
                     value, tick, key = top
                     touched.append(key)
                     value += outstanding.get(key, 0.0)
-                    heapq.heappush(local, (value, tick, key, self.line(key)))
+                    source = (
+                        self._walk(key, outstanding, closed) if key in self._members else self.newcomers(key, closed)
+                    )
+                    heapq.heappush(local, (value, tick, key, source))
                     continue
                 if not local:
                     return
-                value, tick, key, line = local[0]
-                view = None if key in closed else next((v for v in line if not v.started), None)
+                value, tick, key, source = local[0]
+                view = next(source, None)
                 if view is None:
                     heapq.heappop(local)
                     continue
-                heapq.heapreplace(local, (value + self.counters.promise(view, view.missing_tokens), tick, key, line))
+                value += self.counters.promise(view, view.missing_tokens) / self.counters.weight(key)
+                heapq.heapreplace(local, (value, tick, key, source))
                 yield view
         finally:
+            for *_, source in local:
+                source.close()
             for key in touched:
                 self._in_heap.discard(key)
-                if key in self._lines:
+                if self.waits(key):
                     self._in_heap.add(key)
                     heapq.heappush(heap, (self.counters.value(key), next(self._tick), key))
+
+    def newcomers(self, key: ClientKey, closed: Collection[ClientKey] = ()) -> Generator[RequestView, None, None]:
+        """The client's requests that have not run yet, as many as may run beside those that do."""
+        left = math.inf if self.slots_left is None else self.slots_left(key)
+        line = self.line(key)
+        while left > 0 and key not in closed:
+            view = next((v for v in line if not v.started), None)
+            if view is None:
+                return
+            left -= 1
+            yield view
 
     def line(self, key: ClientKey) -> Iterator[RequestView]:
         """One client's line from its head, correct while requests are taken out of it."""

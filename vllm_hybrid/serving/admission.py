@@ -2,8 +2,9 @@
 
 If not it is answered at once, with a Retry-After and before the answer's status goes out, so a stream is refused like
 any other: 503 where the server has its hands full (`overload`), offline requests first; 429 where the client has used
-up what it may send (`preset: rpm`). Asking and taking a place is one act on the server's event loop. The question is
-asked once per HTTP request, however many prompts it holds; each of them takes a place until the HTTP request ends.
+up what it may send (`preset: rpm`, `limits`). Asking and taking a place is one act on the server's event loop. The
+question is asked once per HTTP request, however many prompts it holds; each of them takes a place until the HTTP
+request ends.
 
 Each API server process counts what it sees itself: with several of them a limit is that of one process.
 """
@@ -21,9 +22,10 @@ from vllm.exceptions import GracefulHTTPError
 from vllm_hybrid.config import LANES, HybridConfig
 from vllm_hybrid.policy.overload import Overload
 from vllm_hybrid.policy.presets import request_rate
+from vllm_hybrid.serving import client_limits
 from vllm_hybrid.serving.identity import Call, Identity
 
-REASONS = ("overload", "rate")
+REASONS = ("overload", "rate", "client_waiting", "client_tokens")
 
 
 class NotNow(GracefulHTTPError):
@@ -51,6 +53,7 @@ class Admission:
 
     def release(self, call: Call) -> None:
         """The HTTP request has ended."""
+        client_limits.leave(call)
         self._overload.leave(call.places, self._clock())
         call.places = 0
 
@@ -59,6 +62,9 @@ class Admission:
         if wait_s is not None:
             message = f"the server has its hands full, of {self._overload.taken} requests"
             self._refuse(call, identity, "overload", HTTPStatus.SERVICE_UNAVAILABLE, message, wait_s)
+        limit = client_limits.reached(call, identity.client)
+        if limit is not None:
+            self._refuse(call, identity, limit.reason, HTTPStatus.TOO_MANY_REQUESTS, limit.message, limit.retry_after_s)
         wait_s = None if self._rate is None else self._rate.retry_after_s(identity.client, self._clock())
         if wait_s is not None:
             message = f"client {identity.client!r} has used up its requests of the last minute"

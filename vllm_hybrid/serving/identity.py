@@ -84,7 +84,8 @@ class Caller:
 class Call:
     """One HTTP request being served; `identity` is settled once the body is known.
 
-    places: of its prompts, as `admission.py` counts them. retry_after_s: where it was refused for now.
+    places: of its prompts, as `admission.py` counts them. retry_after_s: where it was refused for now. ticket: its
+    client, and the name under which it waits until its first prompt goes to the engine (`client_limits.py`).
     """
 
     caller: Caller
@@ -93,6 +94,7 @@ class Call:
     admission: Any = None
     places: int = 0
     retry_after_s: int | None = None
+    ticket: tuple[str, str] | None = None
 
 
 CALL: ContextVar[Call | None] = ContextVar("hybrid_call", default=None)

@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any, Literal
 
 from vllm_hybrid.config.metrics import MetricsConfig
-from vllm_hybrid.serving import status
+from vllm_hybrid.serving import client_limits, status
 from vllm_hybrid.serving.admission import Admission, with_retry_after
 from vllm_hybrid.serving.door import Door, Refusal, refuse
 from vllm_hybrid.serving.drain import DrainPoller
@@ -71,6 +71,7 @@ class HybridMiddleware:
         mark_requests(engine_client, config.identity.private_prefixes)
         status.attach(app, engine_client.engine_core, config.status.open)
         self._drain.hold_back(engine_client, asyncio.get_running_loop())
+        client_limits.install(config)
         self._admission = Admission(config, _metrics(config.metrics.clients)[0].refused)
         async with _collecting(engine_client, config.metrics):
             await self._app(scope, receive, send)

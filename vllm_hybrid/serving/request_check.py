@@ -18,6 +18,7 @@ from typing import Any
 from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 
 from vllm_hybrid.config import IdentityError, request_identity
+from vllm_hybrid.serving.client_limits import check_limits
 from vllm_hybrid.serving.identity import CALL, Call, Caller, Identity, NotEntitled, settle
 from vllm_hybrid.settings import is_selected
 
@@ -70,7 +71,10 @@ def install_in_engine_client() -> None:
     @wraps(validate_params)
     def check_and_validate(self: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
         if is_selected(self.vllm_config.scheduler_config.scheduler_cls):
-            check_identity(getattr(params, "extra_args", None))
+            extra_args = getattr(params, "extra_args", None)
+            check_identity(extra_args)
+            if CALL.get() is None:  # else it was checked when it arrived
+                check_limits(request_identity(extra_args)[1])
         return validate_params(self, params, *args, **kwargs)
 
     InputProcessor._validate_params = check_and_validate

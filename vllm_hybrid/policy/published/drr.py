@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Container, Generator, Mapping
 
 from vllm_hybrid.config import HybridConfig
-from vllm_hybrid.policy.fairness import VirtualCounters
+from vllm_hybrid.policy.fairness import Parent, VirtualCounters
 from vllm_hybrid.policy.groups import Groups
 from vllm_hybrid.policy.latency import StepTimePredictor
 from vllm_hybrid.policy.lengths import OutputLengths
@@ -37,9 +37,10 @@ class Deficits(VirtualCounters):
         input_price: float,
         output_price: float,
         weights: Mapping[str, float],
+        groups: Mapping[str, str] | None = None,
         lengths: OutputLengths | None = None,
     ) -> None:
-        super().__init__(input_price, output_price, weights, lengths)
+        super().__init__(input_price, output_price, weights, groups, lengths)
         self.granted: dict[ClientKey, float] = {}
         self.ring: deque[ClientKey] = deque()  # clients that wait or owe
 
@@ -54,7 +55,7 @@ class Deficits(VirtualCounters):
     def lift(self, key: ClientKey, smallest_waiting: float | None) -> None:
         """Counters are not compared between clients."""
 
-    def forget_idle(self, busy: Container[ClientKey], smallest_waiting: Mapping[Lane, float | None]) -> None:
+    def forget_idle(self, busy: Container[ClientKey], smallest_waiting: Mapping[Parent, float | None]) -> None:
         """Drop the accounts of clients that are gone and owe nothing to the ring."""
         kept = set(self.ring)
         for key in [key for key in self.values if key not in busy and key not in kept]:
@@ -77,7 +78,7 @@ class RoundRobin:
         promised = Groups.of(view.running).promised(deficits)
         known = set(ring)
         ring.extend(key for key in view.waiting.clients(Lane.ONLINE) if key not in known)
-        lines = {key: view.waiting.line(key) for key in ring}
+        lines = {key: view.waiting.newcomers(key) for key in ring}
         quantum = self._quantum or view.total_blocks * view.block_tokens / _QUANTA_PER_POOL
         while lines:
             key = ring[0]
@@ -88,7 +89,7 @@ class RoundRobin:
             if deficits.deficit(key) - promised.get(key, 0.0) <= 0:
                 deficits.granted[key] = deficits.granted.get(key, 0.0) + quantum
             while deficits.deficit(key) - promised.get(key, 0.0) > 0:
-                request = next((v for v in lines.get(key, ()) if not v.started), None)
+                request = next(lines[key], None) if key in lines else None
                 if request is None:
                     lines.pop(key, None)
                     break

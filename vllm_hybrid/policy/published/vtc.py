@@ -13,11 +13,11 @@ from __future__ import annotations
 from collections.abc import Container, Mapping
 
 from vllm_hybrid.config import HybridConfig
-from vllm_hybrid.policy.fairness import VirtualCounters
+from vllm_hybrid.policy.fairness import Parent, VirtualCounters
 from vllm_hybrid.policy.latency import StepTimePredictor
 from vllm_hybrid.policy.published.batch import BatchPlanner
 from vllm_hybrid.policy.published.orders import LeastServed
-from vllm_hybrid.policy.request import ClientKey, Lane
+from vllm_hybrid.policy.request import ClientKey
 
 
 class VtcPlanner(BatchPlanner):
@@ -39,5 +39,5 @@ class UnliftedCounters(VirtualCounters):
         """Idleness counts as service forgone."""
         self.values.setdefault(key, 0.0)
 
-    def forget_idle(self, busy: Container[ClientKey], smallest_waiting: Mapping[Lane, float | None]) -> None:
+    def forget_idle(self, busy: Container[ClientKey], smallest_waiting: Mapping[Parent, float | None]) -> None:
         """Nothing may be forgotten."""
