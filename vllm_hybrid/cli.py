@@ -19,7 +19,7 @@ from importlib.metadata import entry_points
 import yaml
 
 from vllm_hybrid import __version__, compat
-from vllm_hybrid.config import ConfigError, load_config
+from vllm_hybrid.config import ConfigError, HybridConfig, load_config
 from vllm_hybrid.config.keys import key_hash, load_keys
 from vllm_hybrid.config_docs import configuration_page
 from vllm_hybrid.profile import cli as profile_cli
@@ -36,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     check = commands.add_parser("check", help="whether the installed vLLM can be steered; what a config means")
     check.add_argument("--config", metavar="JSON|FILE", help="settings to resolve, as for --hybrid-config")
+    check.add_argument("--model", metavar="MODEL", help="say which form of the cache this model gets, and why")
     check.set_defaults(run=_check)
     hash_key = commands.add_parser("hash-key", help="read an API key from stdin, print its name in the keys file")
     hash_key.set_defaults(run=_hash_key)
@@ -68,7 +69,7 @@ def _hash_key(given: argparse.Namespace) -> int:
 
 def _check(given: argparse.Namespace) -> int:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    problems = [*_python(), *_vllm(), *_plugin(), *_config(given.config)]
+    problems = [*_python(), *_vllm(), *_plugin(), *_config(given.config, given.model)]
     for problem in problems:
         print(f"problem: {problem}", file=sys.stderr)
     print(f"{len(problems)} problems" if problems else "no problems")
@@ -111,7 +112,7 @@ def _plugin() -> Iterator[str]:
         print("plugin hybrid: installed and allowed")
 
 
-def _config(source: str | None) -> Iterator[str]:
+def _config(source: str | None, model: str | None) -> Iterator[str]:
     try:
         config = load_config(source)
         keys = load_keys(config.identity)
@@ -122,3 +123,18 @@ def _config(source: str | None) -> Iterator[str]:
         if keys is not None:
             clients = {entitlement.client for entitlement in keys.values()}
             print(f"keys file: {len(keys)} keys of {len(clients)} clients")
+        if model is not None:
+            yield from _cache(config, model)
+
+
+def _cache(config: HybridConfig, model: str) -> Iterator[str]:
+    """The form of the cache, as it is decided when a server starts with this model and vLLM's defaults."""
+    try:
+        from vllm.engine.arg_utils import EngineArgs
+
+        from vllm_hybrid.cache.start import decision_for
+        from vllm_hybrid.settings import wrap
+
+        print(decision_for(EngineArgs(model=model, additional_config=wrap({"hybrid": config})).create_engine_config()))
+    except Exception as error:
+        yield f"--model {model}: {str(error).splitlines()[0]}"

@@ -247,7 +247,12 @@ CACHE = (
             (
                 "cache_blocks",
                 "v1/core/single_type_kv_cache_manager.py:476",
-                "keeps half blocks out of the prefix cache",
+                "remembers half blocks by prefix, apart from KV",
+            ),
+            (
+                "add_local_computed_blocks",
+                "v1/core/single_type_kv_cache_manager.py:240",
+                "shares half blocks that were found by prefix",
             ),
         ],
     ),
@@ -267,10 +272,16 @@ CACHE = (
                 "gets half blocks back wherever they are freed",
             ),
             (
-                "vllm.v1.request:Request",
-                "skip_reading_prefix_cache",
-                "v1/request.py:232",
-                "keeps requests of the half form from reading cached KV",
+                "vllm.v1.core.kv_cache_coordinator:UnitaryKVCacheCoordinator",
+                "self.single_type_managers[0].find_longest_cache_hit",
+                "v1/core/kv_cache_coordinator.py:579",
+                "keeps requests of one form from finding blocks of the other",
+            ),
+            (
+                "vllm.v1.core.block_pool:BlockPool.get_new_blocks",
+                "self._notify_reuse(",
+                "v1/core/block_pool.py:717",
+                "learns when what half blocks hold is lost",
             ),
         ]
     ),

@@ -13,7 +13,7 @@ from functools import cache, wraps
 from typing import Any
 
 from vllm_hybrid import compat
-from vllm_hybrid.settings import SETTINGS_KEY, is_selected, wrap
+from vllm_hybrid.settings import SETTINGS_KEY, is_selected, settings_of, wrap
 
 logger = logging.getLogger("vllm.hybrid.plugin")  # a child of vLLM's logger, so it shares its handlers and level
 
@@ -49,12 +49,23 @@ def _extend_engine_args() -> None:
 
     @wraps(create_engine_config)
     def activate_and_create(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if is_selected(self.scheduler_cls):
-            _activate(self)
-        return create_engine_config(self, *args, **kwargs)
+        if not is_selected(self.scheduler_cls):
+            return create_engine_config(self, *args, **kwargs)
+        _activate(self)
+        config = create_engine_config(self, *args, **kwargs)
+        _decide_cache_form(config)
+        return config
 
     EngineArgs.add_cli_args = staticmethod(add_cli_args_and_ours)
     EngineArgs.create_engine_config = activate_and_create
+
+
+def _decide_cache_form(config: Any) -> None:
+    """One line that says which form, and why."""
+    if settings_of(config).cache != "off":
+        from vllm_hybrid.cache.start import prepare
+
+        logger.info("vllm_hybrid: %s", prepare(config))
 
 
 def _activate(engine_args: Any) -> None:

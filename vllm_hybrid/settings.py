@@ -17,21 +17,30 @@ from vllm_hybrid.config.presets import SIMULATOR_ONLY
 
 SCHEDULER_CLS = "vllm_hybrid.Scheduler"
 SETTINGS_KEY = "hybrid"
-_GRAPH_FORM = "kv"  # what of ours the compiled graph depends on: the form of the cache, so far always vLLM's own
+KV_ONLY = "kv"
 
 
 class HybridSettings(str):
-    """A `HybridConfig` that hashes and serialises as the name of the graph it needs, and prints redacted."""
+    """A `HybridConfig` that hashes and serialises as the name of the graph it needs, and prints redacted.
+
+    form: what of ours the compiled graph depends on, the form of the cache beside KV (`kv`: none); decided when the
+    engine's configuration is made, and carried from there to every process.
+    """
 
     config: HybridConfig
 
-    def __new__(cls, config: HybridConfig | None = None) -> HybridSettings:
-        self = super().__new__(cls, _GRAPH_FORM)
+    def __new__(cls, config: HybridConfig | None = None, form: str = KV_ONLY) -> HybridSettings:
+        self = super().__new__(cls, form)
         self.config = HybridConfig() if config is None else config
         return self
 
-    def __getnewargs__(self) -> tuple[HybridConfig]:  # type: ignore[override]
-        return (self.config,)
+    def __getnewargs__(self) -> tuple[HybridConfig, str]:  # type: ignore[override]
+        return self.config, self.form
+
+    @property
+    def form(self) -> str:
+        """The form of the cache beside KV."""
+        return str.__str__(self)
 
     def __repr__(self) -> str:
         return f"HybridSettings({', '.join(_public_changes(self.config))})"
@@ -72,6 +81,13 @@ def settings_of(vllm_config: Any) -> HybridConfig:
     additional_config = vllm_config.additional_config
     given = additional_config.get(SETTINGS_KEY) if isinstance(additional_config, Mapping) else None
     return given.config if isinstance(given, HybridSettings) else load_config(given)
+
+
+def form_of(vllm_config: Any) -> str:
+    """The form of the cache beside KV that was decided for a `VllmConfig`."""
+    additional_config = vllm_config.additional_config
+    given = additional_config.get(SETTINGS_KEY) if isinstance(additional_config, Mapping) else None
+    return given.form if isinstance(given, HybridSettings) else KV_ONLY
 
 
 def is_selected(scheduler_cls: object) -> bool:

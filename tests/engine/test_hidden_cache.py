@@ -10,14 +10,19 @@ from vllm import SamplingParams
 
 from tests.engine.conftest import save_tokenizer
 from tests.engine.engines import mixed_load, running_engine, scheduler_of, serve
-from vllm_hybrid.cache.capability import CapabilityError
 from vllm_hybrid.cache.kernels import reference
 from vllm_hybrid.cache.scheduler import HalfBlockScheduler
-from vllm_hybrid.cache.worker import hidden_cache_kwargs
 
 pytestmark = pytest.mark.e2e
 
 LOAD = mixed_load(1)
+
+
+def half_cache(scheduler_cls: type, form: str = "hidden") -> dict:
+    """Engine arguments of vLLM's own scheduler with half blocks."""
+    return {"scheduler_cls": scheduler_cls, "additional_config": {"hybrid": {"cache": form}}}
+
+
 TINY_POOL = {"num_gpu_blocks_override": 22, "max_model_len": 640, "max_num_seqs": 8}
 
 
@@ -31,6 +36,7 @@ class Watched(HalfBlockScheduler):
         self.batches: list[int] = []
         self.mixed_steps = 0
         self.most_tokens = 0
+        self.found_tokens = 0
 
     def schedule(self, *args, **kwargs):
         step = super().schedule(*args, **kwargs)
@@ -39,6 +45,8 @@ class Watched(HalfBlockScheduler):
         self.mixed_steps += 0 < len(half) < len(step.num_scheduled_tokens)
         self.batches.append(len(step.num_scheduled_tokens))
         self.most_tokens = max(self.most_tokens, sum(request.num_computed_tokens for request in self.running))
+        came = [new for new in step.scheduled_new_reqs if new.req_id in half]
+        self.found_tokens += sum(new.num_computed_tokens for new in came)
         self.blocks.integrity()
         return step
 
@@ -48,13 +56,14 @@ class Watched(HalfBlockScheduler):
 
 
 class EveryOther(Watched):
-    """By arrival."""
+    """Every other pair by the order in which they are looked at first: requests with a shared prefix are of both."""
 
-    arrivals = 0
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.turns: dict[str, bool] = {}
 
     def takes_half(self, request) -> bool:
-        self.arrivals += 1
-        return self.arrivals % 2 == 1
+        return self.turns.setdefault(request.request_id, len(self.turns) // 2 % 2 == 0)
 
 
 class All(Watched):
@@ -79,7 +88,7 @@ def check_books(engine) -> None:
     scheduler.blocks.integrity()
     assert scheduler.blocks.half_blocks.ids.split_blocks == 0 and not scheduler.blocks.half_requests
     assert scheduler.kv_cache_manager.block_pool.get_num_free_blocks() == scheduler.kv_cache_config.num_blocks - 1
-    assert scheduler._demand == 0 and not scheduler._demand_blocks
+    assert scheduler.blocks.demand_blocks == 0 and not scheduler.blocks._awaited
 
 
 @pytest.mark.parametrize(
@@ -88,19 +97,20 @@ def check_books(engine) -> None:
     ids=["nobody", "every-other", "all", "every-other-tiny-pool", "all-tiny-pool"],
 )
 def test_tokens_are_stocks_whoever_is_hidden(tiny_opt, stock, scheduler, pool) -> None:
-    with running_engine(tiny_opt, hidden_cache_kwargs(scheduler_cls=scheduler), **pool) as engine:
+    with running_engine(tiny_opt, half_cache(scheduler), **pool) as engine:
         assert serve(engine, LOAD) == stock
         check_books(engine)
         watched = scheduler_of(engine)
         assert bool(watched.were_half) == (scheduler is not Nobody)
         assert (watched.mixed_steps > 20) == (scheduler is EveryOther)
         assert (watched.preempted_half > 0) == (bool(pool) and scheduler is not Nobody)
+        assert (watched.found_tokens > 0) == (scheduler is not Nobody)
 
 
 def test_without_the_hidden_states_exactly_the_hidden_requests_go_wrong(tiny_opt, stock, monkeypatch) -> None:
     """The tests above would notice a cache that holds nothing."""
     monkeypatch.setattr(reference, "hidden_write", lambda x, view, slots: None)
-    with running_engine(tiny_opt, hidden_cache_kwargs(scheduler_cls=EveryOther)) as engine:
+    with running_engine(tiny_opt, half_cache(EveryOther)) as engine:
         outputs = serve(engine, LOAD)
         were_half = {request_id.rpartition("-")[0] for request_id in scheduler_of(engine).were_half}
     assert {request_id for request_id in stock if outputs[request_id] != stock[request_id]} == were_half
@@ -149,7 +159,7 @@ def test_log_probabilities_are_stocks(tmp_path, make) -> None:
     save_tokenizer(tmp_path)
     with running_engine(str(tmp_path)) as engine:
         want = logprobs_of(engine)
-    with running_engine(str(tmp_path), hidden_cache_kwargs(scheduler_cls=EveryOther)) as engine:
+    with running_engine(str(tmp_path), half_cache(EveryOther)) as engine:
         got = logprobs_of(engine)
         assert scheduler_of(engine).mixed_steps > 10
     worst = max(abs(a - b) for ours, stocks in zip(got, want, strict=True) for a, b in zip(ours, stocks, strict=True))
@@ -162,7 +172,7 @@ def test_the_same_memory_holds_twice_the_requests(tiny_opt) -> None:
     pool = {"num_gpu_blocks_override": 34, "max_num_seqs": 32, "max_num_batched_tokens": 512, "max_model_len": 512}
     seen = {}
     for scheduler in (Nobody, All):
-        with running_engine(tiny_opt, hidden_cache_kwargs(scheduler_cls=scheduler), **pool) as engine:
+        with running_engine(tiny_opt, half_cache(scheduler), **pool) as engine:
             for i in range(64):
                 params = SamplingParams(max_tokens=100, temperature=0.0, ignore_eos=True)
                 engine.add_request(f"b{i}", {"prompt_token_ids": [10 + i] * (60 + i)}, params)
@@ -177,23 +187,7 @@ def test_the_same_memory_holds_twice_the_requests(tiny_opt) -> None:
 
 
 def test_under_pressure_requests_take_the_hidden_form_by_themselves(tiny_opt, stock) -> None:
-    with running_engine(tiny_opt, hidden_cache_kwargs(scheduler_cls=Watched), num_gpu_blocks_override=40) as engine:
+    with running_engine(tiny_opt, half_cache(Watched), num_gpu_blocks_override=40) as engine:
         assert serve(engine, LOAD) == stock
         assert 0 < len(scheduler_of(engine).were_half) < len(LOAD)
         check_books(engine)
-
-
-def test_a_model_for_which_it_is_not_exact_is_refused_with_the_reason(tiny_llama) -> None:
-    with (
-        pytest.raises(CapabilityError, match="keys of LlamaForCausalLM are not known to be affine"),
-        running_engine(tiny_llama, hidden_cache_kwargs()),
-    ):
-        pass
-
-
-def test_without_its_part_of_the_compile_cache_key_it_does_not_start(tiny_opt) -> None:
-    with (
-        pytest.raises(CapabilityError, match="hidden needs additional_config"),
-        running_engine(tiny_opt, hidden_cache_kwargs() | {"additional_config": {}}),
-    ):
-        pass

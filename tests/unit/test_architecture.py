@@ -26,14 +26,14 @@ ARROWS: dict[str, set[str]] = {
     "settings": {"config", "compat"},
     "config_docs": {"config"},
     "policy": {"config"},
-    "cache": {"config", "compat"},
+    "cache": {"config", "settings", "compat"},
     "workload": set(),
     "engine": {"policy", "cache", "config", "settings", "compat"},
     "sim": {"engine", "policy", "cache", "config", "settings", "workload"},
     "profile": {"sim", "engine", "policy", "config", "settings", "workload"},
     "serving": {"engine", "policy", "config", "settings", "compat"},
     "ray": {"engine", "serving", "config", "settings", "compat"},
-    "plugin": {"engine", "serving", "config", "settings", "compat"},
+    "plugin": {"engine", "cache", "serving", "config", "settings", "compat"},
 }
 ARROWS["cli"] = ARROWS.keys() - {"__init__", "plugin"}
 # Policy is a function of what it is shown: no engine, no tensors, no clock, no I/O, no logging.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,35 @@ def test_check_fails_on_a_bad_config_a_missing_hook_and_a_plugin_left_out(
     for problem in ("0.31.0 is installed", "has no 'gone'", "VLLM_PLUGINS='other' leaves out hybrid", "strict = 3"):
         assert problem in printed.err
     assert printed.out.endswith("4 problems\n")
+
+
+OPT = str(REPOSITORY / "tests/conformance/models/facebook/opt-125m")
+
+
+@pytest.mark.parametrize(
+    ("model", "cache", "says"),
+    [
+        (OPT, "auto", "cache: KV and hidden, 2 half blocks per block (exact)"),
+        (OPT, "fp8", "cache: KV and fp8, 2 half blocks per block (lossy, asked for)"),
+        (OPT, "off", "cache: KV only (switched off)"),
+    ],
+)
+def test_check_says_which_form_of_the_cache_a_model_gets(
+    capsys: pytest.CaptureFixture[str], model: str, cache: str, says: str
+) -> None:
+    assert main(["check", "--config", f'{{"cache": "{cache}"}}', "--model", model]) == 0
+    assert f"\n{says}\n" in capsys.readouterr().out
+
+
+def test_check_says_why_a_model_cannot_have_the_form_it_shall_have(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "vocab_size": 100}
+    sizes = {"num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 64, "max_position_embeddings": 128}
+    (tmp_path / "config.json").write_text(json.dumps(config | sizes))
+    assert main(["check", "--config", '{"cache": "hidden"}', "--model", str(tmp_path)]) == 1
+    problem = capsys.readouterr().err
+    assert "keys are rotated (RoPE)" in problem and "Choose one of auto, off, fp8 (lossy)" in problem
 
 
 def test_the_command_starts_without_vllm() -> None:

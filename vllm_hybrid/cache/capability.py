@@ -1,8 +1,8 @@
 """Which half form a model and its deployment allow, and why not the others: decided once, at start.
 
 `hidden` is exact and needs K and V to be affine in the layer's input, so that decode can absorb the projections; and
-it needs hidden states to be at most half as large as K and V. `fp8` suits any model, but is lossy, so somebody must
-ask for it. A form that was asked for by name and cannot be had is an error with the alternatives, never a silent
+it needs hidden states to be at most half as large as K and V. `fp8` suits any model, but is lossy, so it must be asked
+for by name. A form that was asked for by name and cannot be had is an error with the alternatives, never a silent
 fallback.
 """
 
@@ -11,7 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-CacheMode = Literal["off", "auto", "hidden", "fp8"]
+from vllm_hybrid.config import CacheMode
+
 Form = Literal["kv", "hidden", "fp8"]
 
 
@@ -32,6 +33,12 @@ class Deployment:
     kv_element_bytes: int = 2
     plain_attention: bool = True
     """All layers full attention with one KV cache group: no sliding window, no latent attention, no state space."""
+
+    backend: bool = True
+    """There is an attention backend of ours for the device."""
+
+    affine_unknown: str = ""
+    """The architecture, if its attention was not read: whether K is affine in the layer's input is not known."""
 
     rotary: bool = False
     key_norm: bool = False
@@ -67,6 +74,7 @@ class Decision:
 def against_half_blocks(model: Deployment) -> list[str]:
     """Why no half form works here at all."""
     reasons = {
+        "there is an attention backend for CPUs only, so far": not model.backend,
         "not every layer is plain full attention": not model.plain_attention,
         "a KV connector takes block ids for physical ones": model.kv_connector,
         "speculative decoding: the drafter shares the block table, but not the form": model.speculative,
@@ -80,6 +88,9 @@ def against_hidden(model: Deployment) -> list[str]:
     ratio = model.hidden_ratio
     reasons = {
         "keys are rotated (RoPE), so they are not affine in the hidden state": model.rotary,
+        f"keys of {model.affine_unknown} are not known to be affine in the hidden state": (
+            bool(model.affine_unknown) and not model.rotary
+        ),
         "keys are normalised": model.key_norm,
         "the QKV projection is clipped": model.clipped_qkv,
         f"tensor parallelism ({model.tensor_parallel}): every rank would keep the whole hidden state": (
@@ -97,8 +108,8 @@ def against_fp8(model: Deployment) -> list[str]:
     return against_half_blocks(model) + stored
 
 
-def decide(mode: CacheMode, model: Deployment, lossy_allowed: bool = False) -> Decision:
-    """The form beside KV. `auto` takes hidden where it is exact, fp8 only if loss is allowed, else none."""
+def decide(mode: CacheMode, model: Deployment) -> Decision:
+    """The form beside KV. `auto` takes hidden where it is exact, else none."""
     if mode == "off":
         return Decision("kv", 1, "switched off")
     hidden, fp8 = against_hidden(model), against_fp8(model)
@@ -106,14 +117,11 @@ def decide(mode: CacheMode, model: Deployment, lossy_allowed: bool = False) -> D
         raise CapabilityError(_refused("hidden", hidden, other="fp8" if not fp8 else None))
     if mode == "fp8" and fp8:
         raise CapabilityError(_refused("fp8", fp8, other="hidden" if not hidden else None))
-    if mode == "hidden" or (mode == "auto" and not hidden):
-        return Decision("hidden", int(model.hidden_ratio), "exact")
     if mode == "fp8":
         return Decision("fp8", model.kv_element_bytes, "lossy, asked for")
-    why_not_hidden = f"hidden: {'; '.join(hidden)}"
-    if not fp8 and lossy_allowed:
-        return Decision("fp8", model.kv_element_bytes, f"lossy, allowed; {why_not_hidden}")
-    return Decision("kv", 1, f"{why_not_hidden}; fp8: {'; '.join(fp8) or 'lossy, and loss was not allowed'}")
+    if not hidden:
+        return Decision("hidden", int(model.hidden_ratio), "exact")
+    return Decision("kv", 1, f"hidden: {'; '.join(hidden)}; fp8: {'; '.join(fp8) or 'lossy, so it must be named'}")
 
 
 def _refused(form: str, reasons: list[str], other: str | None) -> str:

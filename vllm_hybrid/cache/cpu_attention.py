@@ -1,14 +1,14 @@
-"""vLLM's CPU attention with rows of the hidden form beside those of KV.
+"""vLLM's CPU attention with rows of a half form beside those of KV.
 
 vLLM's kernel is shown the KV rows: to it, a row of the other form reads only the null block, and its result is
-overwritten. Decode rows of the hidden form are computed together, absorbed; rows with more query tokens one by one, K
-and V made from x.
+overwritten. Decode rows of the half form are computed together, on contexts padded to the longest; rows with more query
+tokens one by one. Hidden states: decode is absorbed, prompts get K and V made from x. fp8: K and V are widened.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from vllm.v1.attention.backends.cpu_attn import (
@@ -20,12 +20,12 @@ from vllm.v1.attention.backends.cpu_attn import (
 from vllm_hybrid.cache.capture import Projection
 from vllm_hybrid.cache.kernels import reference
 from vllm_hybrid.cache.kernels.absorbed import absorb_query, project_output
-from vllm_hybrid.cache.kernels.view import HalfBlockView, hidden_view
+from vllm_hybrid.cache.kernels.view import FP8, HalfBlockView, fp8_view, hidden_view
 
 
 @dataclass(slots=True)
-class HiddenRows:
-    """The rows of a batch that are of the hidden form."""
+class HalfRows:
+    """The rows of a batch that are of the half form."""
 
     decode_tokens: torch.Tensor
     """[D] where the query token of each decode row is."""
@@ -57,7 +57,7 @@ class HybridCpuBuilder(CPUAttentionMetadataBuilder):
         num_blocks = layer.kv_cache.shape[0]
         # The first column decides: further ones may be stale.
         half = common.block_table_tensor[:, 0] >= num_blocks
-        rows = _hidden_rows(common, half) if bool(half.any()) else None
+        rows = _half_rows(common, half) if bool(half.any()) else None
         if rows is not None:
             first_half_slot = num_blocks * self.block_size
             query_lens = common.query_start_loc.diff().to(common.seq_lens.dtype)
@@ -67,7 +67,7 @@ class HybridCpuBuilder(CPUAttentionMetadataBuilder):
                 slot_mapping=_kv_slots(common.slot_mapping, first_half_slot),
             )
         metadata = super().build(common_prefix_len, common, fast_build)
-        metadata.hidden_rows = rows
+        metadata.half_rows = rows
         return metadata
 
 
@@ -75,7 +75,7 @@ def _kv_slots(slots: torch.Tensor, first_half_slot: int) -> torch.Tensor:
     return slots.masked_fill(slots >= first_half_slot, -1)
 
 
-def _hidden_rows(common: Any, half: torch.Tensor) -> HiddenRows:
+def _half_rows(common: Any, half: torch.Tensor) -> HalfRows:
     starts, ends = common.query_start_loc[:-1], common.query_start_loc[1:]
     decode = half & (ends - starts == 1)
     table, lens = common.block_table_tensor, common.seq_lens
@@ -83,17 +83,17 @@ def _hidden_rows(common: Any, half: torch.Tensor) -> HiddenRows:
         (int(starts[row]), int(ends[row]), int(lens[row]), table[row].clone())
         for row in (half & (ends - starts > 1)).nonzero().flatten().tolist()
     ]
-    return HiddenRows(starts[decode].long(), table[decode], lens[decode].long(), prompts)
+    return HalfRows(starts[decode].long(), table[decode], lens[decode].long(), prompts)
 
 
 class HybridCpuImpl(CPUAttentionBackendImpl):
-    projection: Projection
+    """What both half forms share."""
 
     @classmethod
-    def taking_over(cls, stock: CPUAttentionBackendImpl, projection: Projection) -> HybridCpuImpl:
-        """The same attention, with the hidden form."""
+    def taking_over(cls, stock: CPUAttentionBackendImpl, **more: Any) -> Self:
+        """The same attention, with the half form."""
         impl = cls.__new__(cls)
-        impl.__dict__.update(stock.__dict__, projection=projection)
+        impl.__dict__.update(stock.__dict__, **more)
         return impl
 
     def do_kv_cache_update(
@@ -115,51 +115,101 @@ class HybridCpuImpl(CPUAttentionBackendImpl):
         **more_scales: Any,
     ) -> torch.Tensor:
         super().forward(layer, query, key, value, kv_cache, attn_metadata, output, *scales, **more_scales)
-        rows = None if attn_metadata is None else attn_metadata.hidden_rows
+        rows = None if attn_metadata is None else attn_metadata.half_rows
         if rows is not None:
-            view = hidden_view(kv_cache, self.projection.key_weight.shape[1])
+            view = self.view(kv_cache)
             if len(rows.decode_tokens):
-                self._decode(query, view, rows, output)
+                table, lens = rows.decode_table, rows.decode_lens
+                context, inside = _padded_contexts(view, table, lens)
+                bias = torch.zeros(inside.shape).masked_fill(~inside, float("-inf"))[:, None]
+                if self.alibi_slopes is not None:
+                    distance = torch.arange(inside.shape[1]) - (lens[:, None] - 1)
+                    bias = bias + self.alibi_slopes[None, :, None] * distance[:, None]
+                out = self.decode(layer, query[rows.decode_tokens], context, bias)
+                output[rows.decode_tokens] = out.reshape(-1, *output.shape[1:]).to(output.dtype)
             for begin, end, length, block_ids in rows.prompts:
-                x = reference.row_tokens(view, block_ids, length)
-                output[begin:end] = self._prompt(query[begin:end], x).view_as(output[begin:end])
+                context = reference.row_tokens(view, block_ids, length)
+                out = self._prompt(query[begin:end], *self.keys_and_values(layer, context))
+                output[begin:end] = out.view_as(output[begin:end])
         return output
 
-    def _decode(self, query: torch.Tensor, view: HalfBlockView, rows: HiddenRows, output: torch.Tensor) -> None:
-        """All decode rows at once, on contexts padded to the longest."""
-        weights = self.projection
-        heads = (self.num_heads, self.head_size)
-        x, inside = _padded_contexts(view, rows)
-        absorbed = absorb_query(query[rows.decode_tokens], weights.key_weight.unflatten(0, heads))
-        scores = torch.einsum("rhc,rsc->rhs", absorbed, x).float() * self.scale
-        if self.alibi_slopes is not None:
-            distance = torch.arange(x.shape[1]) - (rows.decode_lens[:, None] - 1)
-            scores += self.alibi_slopes[None, :, None] * distance[:, None]
-        probs = scores.masked_fill(~inside[:, None], float("-inf")).softmax(-1).to(x.dtype)
-        z = torch.einsum("rhs,rsc->rhc", probs, x)
-        bias = None if weights.value_bias is None else weights.value_bias.view(heads)
-        out = project_output(z, weights.value_weight.unflatten(0, heads), bias)
-        output[rows.decode_tokens] = out.reshape(-1, *output.shape[1:]).to(output.dtype)
-
-    def _prompt(self, query: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """[T, nh, hd] attention of a row's last T tokens over K and V made from all of its x."""
-        weights, tokens, context = self.projection, query.shape[0], x.shape[0]
-        key = torch.nn.functional.linear(x, weights.key_weight, weights.key_bias).view(context, self.num_heads, -1)
-        value = torch.nn.functional.linear(x, weights.value_weight, weights.value_bias).view_as(key)
+    def _prompt(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """[T, nh, hd] attention of a row's last T tokens over its K and V [S, nkv, hd]."""
+        tokens, context = query.shape[0], key.shape[0]
+        grouped = query.float().unflatten(1, (self.num_kv_heads, -1))
         distance = torch.arange(context) - torch.arange(context - tokens, context)[:, None]
-        scores = torch.einsum("thd,shd->hts", query.float(), key.float()) * self.scale
+        scores = torch.einsum("tkgd,skd->kgts", grouped, key.float()).flatten(0, 1) * self.scale
         if self.alibi_slopes is not None:
             scores += self.alibi_slopes[:, None, None] * distance
         probs = scores.masked_fill(distance > 0, float("-inf")).softmax(-1)
-        return torch.einsum("hts,shd->thd", probs, value.float()).to(query.dtype)
+        out = torch.einsum("kgts,skd->tkgd", probs.unflatten(0, (self.num_kv_heads, -1)), value.float())
+        return out.flatten(1, 2).to(query.dtype)
+
+    def view(self, kv_cache: torch.Tensor) -> HalfBlockView:
+        """The half blocks in a layer's cache."""
+        raise NotImplementedError
+
+    def decode(self, layer: Any, query: torch.Tensor, context: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        """[D, nh, hd] from query [D, nh, hd], what the cache holds [D, S, w], and bias [D, 1 or nh, S] on scores."""
+        raise NotImplementedError
+
+    def keys_and_values(self, layer: Any, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """K and V [S, nkv, hd] of a row from what the cache holds for it [S, w]."""
+        raise NotImplementedError
 
 
-def _padded_contexts(view: HalfBlockView, rows: HiddenRows) -> tuple[torch.Tensor, torch.Tensor]:
-    """x [D, S, H] of the decode rows, 0 behind a row's end, and which positions [D, S] are inside."""
-    blocks = -(-int(rows.decode_lens.max()) // view.block_tokens)
-    inside = torch.arange(blocks * view.block_tokens) < rows.decode_lens[:, None]
+class HiddenCpuImpl(HybridCpuImpl):
+    projection: Projection
+
+    def view(self, kv_cache: torch.Tensor) -> HalfBlockView:
+        return hidden_view(kv_cache, self.projection.key_weight.shape[1])
+
+    def decode(self, layer: Any, query: torch.Tensor, context: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        weights, heads = self.projection, (self.num_heads, self.head_size)
+        absorbed = absorb_query(query, weights.key_weight.unflatten(0, heads))
+        scores = torch.einsum("rhc,rsc->rhs", absorbed, context).float() * self.scale + bias
+        z = torch.einsum("rhs,rsc->rhc", scores.softmax(-1).to(context.dtype), context)
+        value_bias = None if weights.value_bias is None else weights.value_bias.view(heads)
+        return project_output(z, weights.value_weight.unflatten(0, heads), value_bias)
+
+    def keys_and_values(self, layer: Any, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        weights, heads = self.projection, (self.num_heads, self.head_size)
+        key = torch.nn.functional.linear(context, weights.key_weight, weights.key_bias)
+        value = torch.nn.functional.linear(context, weights.value_weight, weights.value_bias)
+        return key.unflatten(1, heads), value.unflatten(1, heads)
+
+
+class Fp8CpuImpl(HybridCpuImpl):
+    def view(self, kv_cache: torch.Tensor) -> HalfBlockView:
+        return fp8_view(kv_cache)
+
+    def do_kv_cache_update(
+        self, layer: Any, key: torch.Tensor, value: torch.Tensor, kv_cache: torch.Tensor, slot_mapping: torch.Tensor
+    ) -> None:
+        super().do_kv_cache_update(layer, key, value, kv_cache, slot_mapping)
+        scales = layer._k_scale_float, layer._v_scale_float
+        reference.fp8_write(key, value, self.view(kv_cache), slot_mapping, *scales)
+
+    def decode(self, layer: Any, query: torch.Tensor, context: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        key, value = self.keys_and_values(layer, context)
+        grouped = query.float().unflatten(1, (self.num_kv_heads, -1))
+        scores = torch.einsum("rkgd,rskd->rkgs", grouped, key).flatten(1, 2) * self.scale + bias
+        probs = scores.softmax(-1).unflatten(1, (self.num_kv_heads, -1))
+        return torch.einsum("rkgs,rskd->rkgd", probs, value).flatten(1, 2)
+
+    def keys_and_values(self, layer: Any, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        both = context.float().unflatten(-1, (self.num_kv_heads, 2, self.head_size))
+        return both[..., 0, :] * layer._k_scale_float, both[..., 1, :] * layer._v_scale_float
+
+
+def _padded_contexts(view: HalfBlockView, table: torch.Tensor, lens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the cache holds for rows [D, S, w], 0 behind a row's end, and which positions [D, S] are inside."""
+    blocks = -(-int(lens.max()) // view.block_tokens)
+    inside = torch.arange(blocks * view.block_tokens) < lens[:, None]
     # A stale id behind a row's end may be anything: half block 0 is read in its place.
-    half = rows.decode_table[:, :blocks].long() - view.num_blocks
+    half = table[:, :blocks].long() - view.num_blocks
     half = half.where(inside[:, :: view.block_tokens], 0)
-    x = view.blocks()[half // view.ratio, half % view.ratio].flatten(1, 2)
-    return x.masked_fill(~inside[..., None], 0), inside
+    held = view.blocks()[half // view.ratio, half % view.ratio].flatten(1, 2)
+    if held.dtype == FP8:
+        held = held.float()
+    return held.masked_fill(~inside[..., None], 0), inside

@@ -23,6 +23,9 @@ class WholeBlocks(Protocol):
 
     def give_back(self, ids: list[int]) -> None: ...
 
+    def claim(self, block_id: int) -> None:
+        """Take this block, which is free."""
+
 
 class HalfBlockPool:
     def __init__(self, num_blocks: int, ratio: int, whole: WholeBlocks) -> None:
@@ -73,6 +76,29 @@ class HalfBlockPool:
             self.holes += self.ratio
             ids += self._take_from(block, halves - len(ids))
         return ids
+
+    def claim(self, block_id: int) -> None:
+        """Take this half block, which is free: in a split block, or in a whole one that nobody has."""
+        block, part = divmod(block_id - self.num_blocks, self.ratio)
+        if block not in self._free:
+            self._whole.claim(block)
+            self._free[block] = self._full
+            self.holes += self.ratio
+        before = self._free[block]
+        assert before >> part & 1, f"half block {block_id} is in use"
+        self._move(block, before, before & ~(1 << part))
+
+    def is_split(self, block: int) -> bool:
+        """Whether a physical block is split now."""
+        return block in self._free
+
+    def merged_by_freeing(self, ids: Iterable[int]) -> int:
+        """Blocks that would become whole if these half blocks were freed."""
+        freed: dict[int, int] = {}
+        for block_id in ids:
+            block, part = divmod(block_id - self.num_blocks, self.ratio)
+            freed[block] = freed.get(block, 0) | 1 << part
+        return sum(self._free[block] | parts == self._full for block, parts in freed.items())
 
     def free(self, ids: Iterable[int]) -> None:
         """Take half blocks back; blocks that are whole again go back to their pool."""

@@ -1,68 +1,99 @@
 """Which form a request gets, for any of vLLM's scheduler classes: `class Mine(ChoosesForm, Scheduler)`.
 
 A request takes the half form if, all in KV, what is here and what waits would not fit into the memory. Decided when it
-arrives, and anew when it has lost its blocks to a preemption: between, its form stands.
+is looked at for admission; once it has blocks its form stands. Where the engine keeps KV only, nothing of this has any
+effect.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from vllm.v1.core.kv_cache_manager import KVCacheManager
+from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
+from vllm_hybrid import __version__
+from vllm_hybrid.cache.capability import CapabilityError
 from vllm_hybrid.cache.manager import HalfBlockManager
+from vllm_hybrid.settings import KV_ONLY, form_of
 
 
 class ChoosesForm:
     """Stands before a scheduler class in the MRO."""
 
     requests: dict[str, Request]
-    kv_cache_manager: Any
+    kv_cache_manager: KVCacheManager
+    vllm_config: Any
+    blocks: HalfBlockManager | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        managers = self.kv_cache_manager.coordinator.single_type_managers
-        assert len(managers) == 1 and isinstance(managers[0], HalfBlockManager), (
-            "half blocks need a worker that has them"
-        )
-        self.blocks: HalfBlockManager = managers[0]
-        self._demand_blocks: dict[str, int] = {}
-        """What every live request would hold in KV, as far as is known: its prompt and what it has generated."""
-        self._demand = 0
+        self.blocks = half_block_manager(self.kv_cache_manager, form_of(self.vllm_config))
+        if self.blocks is not None:
+            self._computed_blocks = self.kv_cache_manager.get_computed_blocks
+            self.kv_cache_manager.get_computed_blocks = self._choose_and_get_computed_blocks
 
     def takes_half(self, request: Request) -> bool:
-        """Whether this request gets half blocks; its own demand is counted already."""
-        return self._demand > self.blocks.block_pool.num_gpu_blocks - 1
+        """Whether this request, which has no blocks, gets half blocks."""
+        assert self.blocks is not None
+        return self.blocks.pressure
+
+    def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
+        output = super().schedule(*args, **kwargs)  # type: ignore[misc]
+        if self.blocks is not None:
+            self.blocks.feel_pressure()
+        return output
 
     def add_request(self, request: Request) -> None:
-        if request.request_id not in self.requests:
-            self._choose(request)
+        new = request.request_id not in self.requests
         super().add_request(request)  # type: ignore[misc]
+        if self.blocks is not None and new:
+            self.blocks.expect(request.request_id, request.num_tokens)
+            self.blocks.feel_pressure()
+
+    def _choose_and_get_computed_blocks(self, request: Request) -> Any:
+        """vLLM asks for a request without blocks how much of it is cached: now its form matters."""
+        blocks, request_id = self.blocks, request.request_id
+        assert blocks is not None
+        if not blocks.has_blocks(request_id):
+            blocks.choose_form(request_id, self.takes_half(request))
+        blocks.asked_by = request_id
+        try:
+            return self._computed_blocks(request)
+        finally:
+            blocks.asked_by = None
 
     def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
-        result = super()._preempt_request(request, *args, **kwargs)  # type: ignore[misc]
-        self._choose(request)
-        return result
+        if self.blocks is not None:
+            self.blocks.forget_uncomputed(request.request_id, request.num_computed_tokens)
+        return super()._preempt_request(request, *args, **kwargs)  # type: ignore[misc]
 
-    def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
-        result = super()._free_request(request, *args, **kwargs)  # type: ignore[misc]
-        self.blocks.forget(request.request_id)
-        self._demand -= self._demand_blocks.pop(request.request_id)
-        return result
-
-    def _choose(self, request: Request) -> None:
-        held = -(-request.num_tokens // self.blocks.block_size)
-        self._demand += held - self._demand_blocks.get(request.request_id, 0)
-        self._demand_blocks[request.request_id] = held
-        half = self.takes_half(request)
-        self.blocks.choose_form(request.request_id, half)
-        request.skip_reading_prefix_cache = half or asked_to_skip(request)
+    def _free_request_blocks(self, request: Request) -> None:
+        super()._free_request_blocks(request)  # type: ignore[misc]
+        if self.blocks is None:
+            return
+        if request.is_finished():
+            self.blocks.forget(request.request_id)
+        else:
+            self.blocks.expect(request.request_id, request.num_tokens)
 
 
-def asked_to_skip(request: Request) -> bool:
-    """Whether the caller itself wants no cached prefix: what vLLM set when it made the request."""
-    return request.get_skip_reading_prefix_cache()
+def half_block_manager(kv_cache_manager: KVCacheManager, form: str) -> HalfBlockManager | None:
+    """The manager of half blocks if the workers keep any; an error if they do not keep what was decided."""
+    managers = kv_cache_manager.coordinator.single_type_managers
+    found = managers[0] if len(managers) == 1 and isinstance(managers[0], HalfBlockManager) else None
+    if found is None:
+        if form != KV_ONLY:
+            raise CapabilityError(f"cache: {form} was decided, but the workers keep KV only: is it their own class?")
+        return None
+    if found.kv_cache_spec.version != __version__:
+        versions = f"{found.kv_cache_spec.version}, the scheduler {__version__}"
+        raise CapabilityError(f"cache: the workers run vllm_hybrid {versions}: install the same everywhere")
+    if found.block_pool.num_gpu_blocks < 2:
+        raise CapabilityError("cache: the memory holds no block besides vLLM's null block: give it more, or choose off")
+    return found
 
 
 class HalfBlockScheduler(ChoosesForm, Scheduler):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from vllm.v1.kv_cache_interface import FullAttentionSpec, replace_as
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 
+from vllm_hybrid import __version__
 from vllm_hybrid.cache.manager import HalfBlockManager
 
 
@@ -18,6 +19,9 @@ from vllm_hybrid.cache.manager import HalfBlockManager
 class HalfBlockSpec(FullAttentionSpec):
     halves: int
     """R: half blocks per block."""
+
+    version: str = __version__
+    """Of the package in the worker that made the spec."""
 
     @classmethod
     def merge(cls, specs: list[HalfBlockSpec]) -> HalfBlockSpec:

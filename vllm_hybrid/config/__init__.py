@@ -19,6 +19,7 @@ import yaml
 from pydantic import BaseModel, StrictBool, ValidationError, model_validator
 
 from vllm_hybrid.config.clients import ClientConfig, GroupConfig, LimitsConfig
+from vllm_hybrid.config.forms import CacheMode as CacheMode
 from vllm_hybrid.config.identity import IdentityConfig
 from vllm_hybrid.config.metrics import MetricsConfig
 from vllm_hybrid.config.names import DEFAULT_CLIENT as DEFAULT_CLIENT
@@ -140,6 +141,11 @@ class HybridConfig(Section):
     profile: str | None = None
     """File that `vllm-hybrid profile` wrote: step times are known from the first step on. Of another model, dtype,
     machine or vLLM: refused. A relative path starts at the file it stands in. None: learned while the engine runs."""
+
+    cache: CacheMode = "off"
+    """Form of the cache beside KV, chosen per request when memory is short; in half the memory. off: none. auto:
+    hidden states where that is exact (OPT, GPT-2, Bloom), else none. hidden: the same, but refuse to start where it is
+    not exact. fp8: K and V in 8 bits, for any model, at a loss of accuracy."""
 
     slo: SloConfig = SloConfig()
     lanes: LanesConfig = LanesConfig()

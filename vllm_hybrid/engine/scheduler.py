@@ -22,6 +22,8 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
 from vllm_hybrid import compat
+from vllm_hybrid.cache.manager import HalfBlockManager
+from vllm_hybrid.cache.scheduler import ChoosesForm
 from vllm_hybrid.engine import utilities
 from vllm_hybrid.engine.clients import ClientTally
 from vllm_hybrid.engine.explain import Explainer
@@ -58,6 +60,7 @@ class HybridMixin(Steering):
     """Decides for the scheduler class that follows it in the MRO."""
 
     planner: Planner | None = None
+    blocks: HalfBlockManager | None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -70,7 +73,7 @@ class HybridMixin(Steering):
             seed(self.predictor, self.hybrid_config.profile, self.vllm_config)
         self.waiting_requests = WaitingRequests(self.counters, self.policy == SchedulingPolicy.PRIORITY)
         timed = self.hybrid_config.slo.has_online_target or self.counters.lengths is not None
-        viewer = Viewer(self, lambda: self.clock(), preset.key, timed)
+        viewer = Viewer(self, lambda: self.clock(), preset.key, timed, self.blocks)
         clients = ClientTally(self.hybrid_config.clients, self.hybrid_config.metrics.first_clients)
         self._shadow = self.hybrid_config.mode == "shadow"
         self._install(self.waiting_requests, viewer, Tally(), clients, self._shadow)
@@ -366,11 +369,11 @@ def _admitted(output: SchedulerOutput) -> list[str]:
     return [*output.scheduled_cached_reqs.resumed_req_ids, *(new.req_id for new in output.scheduled_new_reqs)]
 
 
-class HybridSyncScheduler(HybridMixin, Scheduler):
+class HybridSyncScheduler(HybridMixin, ChoosesForm, Scheduler):
     """For engines without async scheduling."""
 
 
-class HybridScheduler(HybridMixin, AsyncScheduler):
+class HybridScheduler(HybridMixin, ChoosesForm, AsyncScheduler):
     """For engines with async scheduling (vLLM's default on GPUs)."""
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
+from vllm_hybrid.cache.manager import HalfBlockManager
 from vllm_hybrid.config import DEFAULT_CLIENT, LANES, request_identity
 from vllm_hybrid.policy.plan import StepView
 from vllm_hybrid.policy.request import ClientKey, Lane, RequestView
@@ -22,13 +23,19 @@ class Viewer:
     """Reads one scheduler.
 
     key: the client and lane of a request as the policy tells them apart. timed: deadlines are kept, or output lengths
-    predicted, so the progress of every output matters.
+    predicted, so the progress of every output matters. blocks: where the engine has half blocks.
     """
 
     def __init__(
-        self, scheduler: Scheduler, clock: Callable[[], float], key: Callable[[Lane, str], ClientKey], timed: bool
+        self,
+        scheduler: Scheduler,
+        clock: Callable[[], float],
+        key: Callable[[Lane, str], ClientKey],
+        timed: bool,
+        blocks: HalfBlockManager | None,
     ) -> None:
         self._s = scheduler
+        self._blocks = blocks
         self._key = key
         self.timed = timed
         self.clock = clock
@@ -89,13 +96,14 @@ class Viewer:
             blocks_needed=self.blocks_needed,
             reclaimable_blocks=self.reclaimable_blocks,
             growth_blocks=self.growth_blocks,
+            admission_halves=1 if self._blocks is None else self._blocks.halves_of_next,
         )
 
     def running(self) -> list[RequestView]:
         """The records of the running requests, brought up to date."""
         s = self._s
         decode_tokens = 1 + s.num_spec_tokens
-        timed = self.timed
+        timed, blocks = self.timed, self._blocks
         running = []
         for request in s.running:
             try:
@@ -103,6 +111,8 @@ class Viewer:
             except AttributeError:
                 view = self.view_of(request)
             view.computed_tokens = request.num_computed_tokens
+            if blocks is not None:
+                view.halves = blocks.halves_of(request.request_id)
             if timed:
                 view.output_tokens = len(request._output_token_ids)
                 view.in_flight = -(-request.num_output_placeholders // decode_tokens)
@@ -119,6 +129,8 @@ class Viewer:
         view.computed_tokens = request.num_computed_tokens
         view.missing_tokens = request.num_tokens - request.num_computed_tokens
         view.prefilling = view.missing_tokens > 1
+        if self._blocks is not None:
+            view.halves = self._blocks.halves_of(request.request_id)
         return view
 
     def _max_chunk_tokens(self) -> int:
@@ -166,7 +178,7 @@ class Viewer:
         manager = s.kv_cache_manager
         margin = manager.watermark_blocks + reserve_blocks if s.running else 0
         free = manager.block_pool.get_num_free_blocks() - margin
-        if free < 1 and not view.handle.num_computed_tokens:
+        if free < 1 and not view.handle.num_computed_tokens and self._blocks is None:
             return 0  # whatever the prefix cache has of it, its last token needs a block: no look-up
         blocks, tokens = self._demand(view.handle)
         return tokens if blocks <= free else 0
@@ -241,6 +253,8 @@ class Viewer:
         # A resumable request that stops while preempted is lost in vLLM 0.32.
         if request.resumable or not s._request_blocks_can_be_freed(request):
             return 0
+        if self._blocks is not None and self._blocks.halves_of(request.request_id) > 1:
+            return self._blocks.reclaimable_blocks(request.request_id)
         groups = s.kv_cache_manager.get_blocks(request.request_id).blocks
         return sum(block.ref_cnt == 1 for group in groups for block in group)
 

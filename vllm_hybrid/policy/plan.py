@@ -53,6 +53,7 @@ class StepView:
     blocks_needed: Callable[[RequestView], int]
     reclaimable_blocks: Callable[[RequestView], int]
     growth_blocks: Callable[[RequestView, int], int]
+    admission_halves: int = 1  # of the blocks of a request that is admitted now fit into one: 1 with KV
 
 
 @dataclass(slots=True)

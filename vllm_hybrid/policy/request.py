@@ -46,6 +46,7 @@ class RequestView:
     missing_tokens: int = 0  # tokens to compute before the next one can be sampled; drafts not counted
     prefilling: bool = False
     output_tokens: int = 0  # delivered so far
+    halves: int = 1  # of its blocks fit into one: 1 with KV, more once its cache has the half form
     in_flight: int = 0  # steps under way that will deliver output of it (async scheduling)
 
     # Kept by the policy from step to step.

@@ -6,13 +6,14 @@ on by two additions. Every decode answers with one token, every unfinished promp
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 
-from vllm_hybrid.sim.device_models import Chunk
+from vllm_hybrid.sim.device_models import Chunk, HalfWork
 from vllm_hybrid.sim.records import RequestRecord
 
 # The output of every decode and of every unfinished prompt; shared, because vLLM only reads them.
@@ -43,22 +44,32 @@ class Batch:
     prefills: list[Chunk]
     decodes: int
     context_tokens: int
+    """Of decodes with KV."""
+
     longest_tokens: int
+    half: HalfWork | None
+    """What is of a half form, if anything is."""
+
     output: ModelRunnerOutput
 
 
 class BatchReader:
     """Turns scheduled steps into batches. While the same requests go on decoding, in O(1) Python steps each."""
 
-    def __init__(self, live: dict[str, Live]) -> None:
+    def __init__(self, live: dict[str, Live], half_form: str | None, half_requests: Set[str]) -> None:
         self._live = live
+        self._half_form, self._half_requests = half_form, half_requests
         self._decoding: dict[str, int] = {}  # the last step, if everybody in it decoded
-        self._batch = Batch([], 0, 0, 0, ModelRunnerOutput(req_ids=[], req_id_to_index={}))
+        self._batch = Batch([], 0, 0, 0, None, ModelRunnerOutput(req_ids=[], req_id_to_index={}))
 
     def read(self, step: SchedulerOutput) -> Batch:
         scheduled, batch = step.num_scheduled_tokens, self._batch
         if scheduled == self._decoding:
-            batch.context_tokens += batch.decodes
+            half, rows = batch.half, 0
+            if half is not None:
+                rows = half.rows
+                batch.half = half._replace(context_tokens=half.context_tokens + rows)
+            batch.context_tokens += batch.decodes - rows
             batch.longest_tokens += 1
             return batch
         return self._read_anew(scheduled)
@@ -66,8 +77,8 @@ class BatchReader:
     def _read_anew(self, scheduled: dict[str, int]) -> Batch:
         prefills: list[Chunk] = []
         sampled: list[list[int]] = []
-        decodes = context_tokens = longest_tokens = 0
-        live = self._live
+        decodes = context_tokens = longest_tokens = half_rows = half_tokens = half_chunk_tokens = 0
+        live, half_requests = self._live, self._half_requests
         for request_id, tokens in scheduled.items():
             entry = live[request_id]
             request = entry.request
@@ -75,17 +86,25 @@ class BatchReader:
             sampled.append(_NOTHING if request.is_prefill_chunk else _SAMPLED)
             if tokens == 1:  # the last token of a prompt costs what a decode costs
                 decodes += 1
-                context_tokens += end
+                if request_id in half_requests:
+                    half_rows += 1
+                    half_tokens += end
+                else:
+                    context_tokens += end
                 if end > longest_tokens:
                     longest_tokens = end
             else:
                 prefills.append((tokens, end - tokens))
+                half_chunk_tokens += end - tokens if request_id in half_requests else 0
                 entry.note_chunk(tokens, end - tokens)
         ids = list(scheduled)
         output = ModelRunnerOutput(
             req_ids=ids, req_id_to_index=dict(zip(ids, range(len(ids)), strict=True)), sampled_token_ids=sampled
         )
-        self._batch = Batch(prefills, decodes, context_tokens, longest_tokens, output)
+        half = None
+        if self._half_form is not None and (half_rows or half_chunk_tokens):
+            half = HalfWork(self._half_form, half_rows, half_tokens, half_chunk_tokens)  # type: ignore[arg-type]
+        self._batch = Batch(prefills, decodes, context_tokens, longest_tokens, half, output)
         everybody_decodes = not prefills and _NOTHING not in sampled
         self._decoding = scheduled if everybody_decodes else {}
         return self._batch

@@ -9,12 +9,29 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Chunk = tuple[int, int]
 """A prefill chunk: tokens in this step, tokens computed before."""
+
+
+class HalfWork(NamedTuple):
+    """What requests of a half form add to a step; the rest of the step is KV's."""
+
+    form: Literal["hidden", "projected", "fp8"]
+    """hidden: read absorbed. projected: hidden states, K and V made anew in every step. fp8: half the bytes."""
+
+    rows: int
+    """Decodes."""
+
+    context_tokens: int
+    """Context of the decodes."""
+
+    chunk_context_tokens: int
+    """Tokens computed before the prefill chunks."""
+
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -38,19 +55,35 @@ class Device(BaseModel):
     licence: str = Field(min_length=1, description="under which licence")
     notes: str = Field("", description="what to know before using it")
 
-    def step_seconds(self, prefills: Sequence[Chunk], decodes: Sequence[int], hidden_tokens: int = 0) -> float:
+    def step_seconds(self, prefills: Sequence[Chunk], decodes: Sequence[int], half: HalfWork | None = None) -> float:
         """Seconds of one step. decodes: context length of each, the new token included."""
-        return self.batch_seconds(prefills, len(decodes), sum(decodes), max(decodes, default=0), hidden_tokens)
+        return self.batch_seconds(prefills, len(decodes), sum(decodes), max(decodes, default=0), half)
 
     def batch_seconds(
-        self, prefills: Sequence[Chunk], decodes: int, context_tokens: int, longest_tokens: int, hidden_tokens: int = 0
+        self,
+        prefills: Sequence[Chunk],
+        decodes: int,
+        context_tokens: int,
+        longest_tokens: int,
+        half: HalfWork | None = None,
     ) -> float:
-        """The same from sums. hidden_tokens: context kept as hidden states, beside `context_tokens` kept as KV."""
+        """The same from sums. half: the part of it that is of a half form; `prefills` and `decodes` include it,
+        `context_tokens` does not."""
         if not prefills and not decodes:
             return 0.0
-        if hidden_tokens:
-            raise ValueError(f"device {self.name}: no cost of hidden states is known (field hidden, kind roofline)")
+        if half is not None:
+            raise ValueError(f"device {self.name}: {self.no_half_form(half.form)}")
         return self._seconds(prefills, decodes, context_tokens, longest_tokens)
+
+    @property
+    def half_forms(self) -> Sequence[str]:
+        """Forms of the cache beside KV whose cost is known."""
+        return ()
+
+    def no_half_form(self, form: str) -> str:
+        """Why a form cannot be simulated."""
+        known = ", ".join(self.half_forms) or "none, only kind roofline knows"
+        return f"the cost of the cache form {form} is not known (known here: {known})"
 
     @abstractmethod
     def _seconds(self, prefills: Sequence[Chunk], decodes: int, context_tokens: int, longest_tokens: int) -> float:
@@ -82,12 +115,23 @@ class LinearDevice(Device):
 
 
 class HiddenCost(BaseModel):
-    """What context costs that is kept as hidden states: half the bytes, and a projection to KV in every step."""
+    """What context costs that is kept as hidden states. `vllm_hybrid.cache.cost` derives the figures of an absorbed
+    read; without them there is only the projection to K and V in every step."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    bytes_per_token: Positive = Field(description="all layers")
-    token_equivalents: NotNegative = Field(description="new tokens whose dense work equals re-projecting one")
+    bytes_per_token: Positive = Field(description="kept, all layers")
+    token_equivalents: NotNegative = Field(description="new tokens whose dense work equals projecting one to K and V")
+    absorbed_bytes_per_token: Positive | None = Field(None, description="moved by an absorbed read, all layers")
+    absorbed_flops_per_token: Positive | None = Field(None, description="of an absorbed read, all layers")
+    absorbed_step_bytes: NotNegative = Field(0.0, description="once per step with any row of the form")
+    absorbed_row_flops: NotNegative = Field(0.0, description="per decode of the form")
+
+    @model_validator(mode="after")
+    def _absorbed_figures_come_together(self) -> HiddenCost:
+        if (self.absorbed_bytes_per_token is None) != (self.absorbed_flops_per_token is None):
+            raise ValueError("absorbed_bytes_per_token and absorbed_flops_per_token: give both or none")
+        return self
 
 
 class RooflineDevice(Device):
@@ -110,30 +154,67 @@ class RooflineDevice(Device):
     hidden: HiddenCost | None = Field(None, description="only for engines that keep hidden states")
 
     def batch_seconds(
-        self, prefills: Sequence[Chunk], decodes: int, context_tokens: int, longest_tokens: int, hidden_tokens: int = 0
+        self,
+        prefills: Sequence[Chunk],
+        decodes: int,
+        context_tokens: int,
+        longest_tokens: int,
+        half: HalfWork | None = None,
     ) -> float:
-        if not hidden_tokens or self.hidden is None:
-            return super().batch_seconds(prefills, decodes, context_tokens, longest_tokens, hidden_tokens)
-        projected = self.hidden.token_equivalents * hidden_tokens
-        read_bytes = self.hidden.bytes_per_token * hidden_tokens
-        return self._roofline_s(prefills, decodes, context_tokens, projected, read_bytes)
+        if half is None or half.form not in self.half_forms:
+            return super().batch_seconds(prefills, decodes, context_tokens, longest_tokens, half)
+        return self._roofline_s(prefills, decodes, context_tokens, *self._half(half))
 
     def _seconds(self, prefills: Sequence[Chunk], decodes: int, context_tokens: int, longest_tokens: int) -> float:
         return self._roofline_s(prefills, decodes, context_tokens, 0.0, 0.0)
 
     def _roofline_s(
-        self, prefills: Sequence[Chunk], decodes: int, context_tokens: int, projected: float, read_bytes: float
+        self, prefills: Sequence[Chunk], decodes: int, context_tokens: int, projected_tokens: float, more_s: float
     ) -> float:
-        tokens = -(-(decodes + sum(n for n, _ in prefills)) // self.tile_tokens) * self.tile_tokens
-        weights_s = self.weight_bytes / (self.peak_bytes_per_s * self.weight_efficiency)
-        dense_s = 2 * self.parameters * (tokens + projected) / (self.peak_flops * self.dense_efficiency)
+        """projected_tokens: dense work beside that for new tokens. more_s: seconds beside reading KV."""
+        tokens: float = -(-(decodes + sum(n for n, _ in prefills)) // self.tile_tokens) * self.tile_tokens
         context_tokens += sum(done for _, done in prefills)
-        kv_bytes = self.kv_bytes_per_token * context_tokens + read_bytes
-        seconds = self.constant_s + max(weights_s, dense_s) + kv_bytes / (self.peak_bytes_per_s * self.kv_efficiency)
+        tokens += projected_tokens
+        read_s = self._read_s(self.kv_bytes_per_token * context_tokens) + more_s
+        weights_s = self.weight_bytes / (self.peak_bytes_per_s * self.weight_efficiency)
+        dense_s = 2 * self.parameters * tokens / (self.peak_flops * self.dense_efficiency)
+        seconds = self.constant_s + max(weights_s, dense_s) + read_s
         if prefills:
-            flops = 4 * self.layers * self.attention_width * query_key_pairs(prefills)
-            seconds += flops / (self.peak_flops * self.attention_efficiency)
+            seconds += self._attention_s(4 * self.layers * self.attention_width * query_key_pairs(prefills))
         return seconds
+
+    @property
+    def half_forms(self) -> Sequence[str]:
+        if self.hidden is None:
+            return ("fp8",)
+        return ("fp8", "projected") if self.hidden.absorbed_bytes_per_token is None else ("fp8", "projected", "hidden")
+
+    def _half(self, half: HalfWork) -> tuple[float, float]:
+        """Dense work in tokens, and seconds of attention beside those of a step whose chunks have KV before them."""
+        chunks, context = half.chunk_context_tokens, half.context_tokens
+        if half.form == "fp8":
+            return 0.0, self._read_s(self.kv_bytes_per_token / 2 * (context - chunks))
+        hidden = self.hidden
+        assert hidden is not None
+        # A chunk's context is projected whatever the form: the KV that the step was charged for is made here.
+        more_s = self._read_s((hidden.bytes_per_token - self.kv_bytes_per_token) * chunks)
+        if half.form == "projected":
+            more_s += self._read_s(hidden.bytes_per_token * context)
+            return hidden.token_equivalents * (context + chunks), more_s
+        assert hidden.absorbed_bytes_per_token is not None and hidden.absorbed_flops_per_token is not None
+        read_s = self._read_s(hidden.absorbed_bytes_per_token * context)
+        more_s += max(read_s, self._attention_s(hidden.absorbed_flops_per_token * context))
+        if half.rows:
+            weights_s = hidden.absorbed_step_bytes / (self.peak_bytes_per_s * self.weight_efficiency)
+            flops_s = hidden.absorbed_row_flops * half.rows / (self.peak_flops * self.dense_efficiency)
+            more_s += max(weights_s, flops_s)
+        return hidden.token_equivalents * chunks, more_s
+
+    def _read_s(self, size: float) -> float:
+        return size / (self.peak_bytes_per_s * self.kv_efficiency)
+
+    def _attention_s(self, flops: float) -> float:
+        return flops / (self.peak_flops * self.attention_efficiency)
 
 
 class Regime(BaseModel):

@@ -51,14 +51,16 @@ class Simulation:
     ) -> None:
         self.now_s = 0.0
         self.device = device
-        self.scheduler: Any = _make_scheduler(contender, settings)
+        half_form = half_form_of(contender, device, settings)
+        self.scheduler: Any = _make_scheduler(contender, settings, half_form)
         self.scheduler.clock = lambda: self.now_s  # ours reads it; stock reads none
         self.record = RunRecord(contender, device.name, settings, seed, [RequestRecord(r) for r in requests])
         self._coming = deque(sorted(self.record.requests, key=lambda r: r.request.arrival_s))
         self._prompts = PromptTokens(shared=not settings.prefix_caching)
         self._hasher = block_hasher(settings.block_size) if settings.prefix_caching else None
         self._live: dict[str, Live] = {}
-        self._reader = BatchReader(self._live)
+        blocks = None if half_form is None else self.scheduler.blocks
+        self._reader = BatchReader(self._live, half_form, blocks.half_requests if blocks else frozenset())
         self._random = random.Random(seed)
         self._predictor: StepTimePredictor | None = getattr(self.scheduler, "predictor", None)
         self._rate = None if contender.stock else request_rate(self.scheduler.hybrid_config)
@@ -145,7 +147,9 @@ class Simulation:
         return tokens
 
     def _log(self, batch: Batch, begin_s: float, tokens: int) -> float:
-        seconds = self.device.batch_seconds(batch.prefills, batch.decodes, batch.context_tokens, batch.longest_tokens)
+        seconds = self.device.batch_seconds(
+            batch.prefills, batch.decodes, batch.context_tokens, batch.longest_tokens, batch.half
+        )
         if self.device.noise_ratio:
             seconds *= max(0.0, self._random.gauss(1.0, self.device.noise_ratio))
         log = self.record.steps
@@ -209,7 +213,19 @@ class Simulation:
         return record
 
 
-def _make_scheduler(contender: Contender, settings: EngineSettings) -> Scheduler:
+def half_form_of(contender: Contender, device: Device, settings: EngineSettings) -> str | None:
+    """The form beside KV, as the device's cost model calls it; None: KV only."""
+    cache = contender.hybrid.get("cache", "off")
+    hidden = "projected" if settings.project_hidden else "hidden"
+    if cache == "off" or (cache == "auto" and hidden not in device.half_forms):
+        return None
+    form = "fp8" if cache == "fp8" else hidden
+    if form not in device.half_forms:
+        raise SimError(f"{contender.name}: cache = {cache!r}: device {device.name}: {device.no_half_form(form)}")
+    return form
+
+
+def _make_scheduler(contender: Contender, settings: EngineSettings, half_form: str | None) -> Scheduler:
     assert settings.pool_tokens is not None
     world = World(
         async_mode=settings.async_mode,
@@ -223,5 +239,6 @@ def _make_scheduler(contender: Contender, settings: EngineSettings) -> Scheduler
         hybrid=tuple({**contender.hybrid, "strict": True}.items()),
         max_model_len=settings.max_model_len,
         block_size=settings.block_size,
+        halves=1 if half_form is None else 2,  # both forms take half of KV: fp8 of 16 bits, x where H = nkv * hd
     )
     return build(STOCK if contender.stock else OURS, world)

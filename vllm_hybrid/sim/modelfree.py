@@ -30,6 +30,8 @@ from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
+from vllm_hybrid.cache.spec import with_half_blocks
+
 BLOCK_SIZE = 16
 VOCAB = 1000
 MAX_MODEL_LEN = 2048
@@ -63,6 +65,7 @@ class World:
     hybrid: tuple[tuple[str, Any], ...] = (("strict", True),)  # settings of our classes; stock ignores them
     max_model_len: int = MAX_MODEL_LEN
     block_size: int = BLOCK_SIZE
+    halves: int = 1  # half blocks per block; 1: KV only
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,8 @@ def build(classes: Classes, world: World, config: VllmConfig | None = None) -> S
     """A scheduler, made as the engine core makes it. Pass `config` to make many of the same world."""
     config = config or engine_config(world)
     attention = FullAttentionSpec(block_size=world.block_size, num_kv_heads=1, head_size=1, dtype=torch.float16)
+    if world.halves > 1:
+        attention = with_half_blocks(attention, world.halves)
     scheduler = classes.of(world)(
         vllm_config=config,
         kv_cache_config=KVCacheConfig(

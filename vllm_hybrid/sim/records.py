@@ -43,6 +43,7 @@ class EngineSettings:
     async_mode: bool = False
     watermark: float = 0.0
     long_prefill_tokens: int = 0
+    project_hidden: bool = False  # hidden states are made K and V anew in every step, as by Apt-Serve; else absorbed
 
 
 @dataclass(frozen=True)

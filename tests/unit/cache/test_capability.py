@@ -17,6 +17,8 @@ OBSTACLES = [
     ({"tensor_parallel": 2, "kv_heads": 20}, "tensor parallelism (2)", True),
     ({"lora": True}, "LoRA", True),
     ({"kv_heads": 39}, "only 1.9 times as large", True),
+    ({"affine_unknown": "NewForCausalLM"}, "keys of NewForCausalLM are not known", True),
+    ({"backend": False}, "attention backend for CPUs only", False),
     ({"plain_attention": False}, "plain full attention", False),
     ({"kv_connector": True}, "KV connector", False),
     ({"speculative": True}, "speculative decoding", False),
@@ -33,7 +35,7 @@ def test_a_model_without_obstacles_gets_hidden_whether_asked_or_not() -> None:
 
 
 def test_off_is_off() -> None:
-    assert decide("off", OPT, lossy_allowed=True).form == "kv"
+    assert decide("off", OPT).form == "kv"
 
 
 @pytest.mark.parametrize(("change", "says", "fp8"), OBSTACLES, ids=[next(iter(o[0])) for o in OBSTACLES])
@@ -45,7 +47,6 @@ def test_each_obstacle_alone_forbids_hidden_and_is_named(change: dict, says: str
     assert says in message and "\n" not in message and "auto, off" in message
     assert ("fp8 (lossy)" in message) == fp8
     assert decide("auto", model).form == "kv" and says in str(decide("auto", model))
-    assert decide("auto", model, lossy_allowed=True).form == ("fp8" if fp8 else "kv")
     if fp8:
         assert decide("fp8", model) == Decision("fp8", 2, "lossy, asked for")
     else:
@@ -53,7 +54,7 @@ def test_each_obstacle_alone_forbids_hidden_and_is_named(change: dict, says: str
             decide("fp8", model)
 
 
-def test_todays_models_get_fp8_only_if_loss_is_allowed() -> None:
+def test_todays_models_get_fp8_only_if_it_is_named() -> None:
     assert decide("auto", LLAMA_3).form == "kv"
-    assert "loss was not allowed" in str(decide("auto", LLAMA_3))
-    assert decide("auto", LLAMA_3, lossy_allowed=True).form == "fp8"
+    assert "lossy, so it must be named" in str(decide("auto", LLAMA_3))
+    assert decide("fp8", LLAMA_3).form == "fp8"

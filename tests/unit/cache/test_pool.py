@@ -38,6 +38,9 @@ class Whole:
     def give_back(self, ids: list[int]) -> None:
         self.free.extend(ids)
 
+    def claim(self, block_id: int) -> None:
+        self.free.remove(block_id)
+
 
 class Server:
     """Requests of both forms on one memory: the least that drives the pool as an engine does."""

@@ -12,6 +12,7 @@ import pytest
 from vllm_hybrid.policy.latency import StepWork
 from vllm_hybrid.sim.device import DATA_DIR, Device, DeviceError, device_names, load_device, parse_device
 from vllm_hybrid.sim.device_fit import fit_step_linear
+from vllm_hybrid.sim.device_models import HalfWork
 
 TABLES = [name for name in device_names() if name.endswith(("bf16", "fp16"))]
 
@@ -112,15 +113,32 @@ def test_tiles_charge_for_the_next_multiple() -> None:
     assert in_tile[2] / in_tile[1] == pytest.approx(9 / 8, rel=0.02)
 
 
-def test_hidden_states_halve_the_bytes_and_cost_a_projection() -> None:
+def test_projected_hidden_states_halve_the_bytes_and_cost_a_projection() -> None:
     device = parse_device(plain(), "test")
-    hidden_s = device.step_seconds([], [1], hidden_tokens=8000)
+    hidden_s = device.step_seconds([], [1], HalfWork("projected", 1, 8000, 0))
     projection_s = 2 * 12.85e9 * (1 + 0.163 * 8000) / (312e12 * 0.52)
     read_s = (8000 * 409600 + 819200) / (1.555e12 * 0.75)
     assert hidden_s == pytest.approx(0.004 + projection_s + read_s)
+
+
+def test_absorbed_hidden_states_cost_about_kv_and_the_weights_once() -> None:
+    device = parse_device(plain(), "test")
+    kv_s, none_s = device.batch_seconds([], 32, 64_000, 2000), device.batch_seconds([], 32, 0, 0)
+    hidden_s = device.batch_seconds([], 32, 0, 0, HalfWork("hidden", 32, 64_000, 0))
+    assert (hidden_s - none_s) == pytest.approx((kv_s - none_s) * 825600 / 819200 + 4.194304e9 / (1.555e12 * 0.8))
+    projected_s = device.batch_seconds([], 32, 0, 0, HalfWork("projected", 32, 64_000, 0))
+    assert projected_s - none_s > 20 * (kv_s - none_s)
+
+
+def test_fp8_reads_half_and_a_form_without_known_cost_is_refused() -> None:
     without = parse_device(plain(hidden=None), "test")
-    with pytest.raises(ValueError, match="no cost of hidden states is known"):
-        without.step_seconds([], [1], hidden_tokens=8)
+    kv_s, none_s = without.batch_seconds([], 8, 8000, 1000), without.batch_seconds([], 8, 0, 0)
+    fp8_s = without.batch_seconds([], 8, 0, 0, HalfWork("fp8", 8, 8000, 0))
+    assert fp8_s - none_s == pytest.approx((kv_s - none_s) / 2)
+    chunk_s = without.batch_seconds([(100, 600)], 0, 0, 0)
+    assert without.batch_seconds([(100, 600)], 0, 0, 0, HalfWork("fp8", 0, 0, 600)) < chunk_s
+    with pytest.raises(ValueError, match=r"the cost of the cache form hidden is not known \(known here: fp8\)"):
+        without.step_seconds([], [1], HalfWork("hidden", 1, 8, 0))
 
 
 def test_a_fit_recovers_the_device_behind_the_steps() -> None:
