@@ -99,6 +99,14 @@ class FairnessConfig(Section):
     limits: LimitsConfig = LimitsConfig()
     """Of every client that has none of its own (clients.NAME.limits)."""
 
+    cost: Literal["tokens", "profiled", "seconds"] = "tokens"
+    """What service is. tokens: input_weight and output_weight. profiled: `profiled` below, which prices long contexts.
+    seconds: what the tokens add to the predicted time of their step (weighted tokens until step times are known)."""
+
+    profiled: tuple[Positive, Positive, Positive, Positive, Positive] = (1.146, 0.21002, 0.10075, 0.0039868, 0.0032473)
+    """a to e of the cost a + b n_p + c n_q + d n_p n_q + e n_q^2 of a request with n_p prompt and n_q output tokens.
+    The default is that of the VTC artifact, in milliseconds on its GPU. Needs cost = profiled."""
+
     input_weight: Positive = 1.0
     """Service charged to a client per prompt token that was computed (w_p of the VTC paper)."""
 
@@ -116,6 +124,12 @@ class FairnessConfig(Section):
     """What counts, when clients are compared, for output that admitted requests have not generated yet. none: nothing.
     mean: the client's smoothed mean. median: that of its last 64 answers longer than what is generated already.
     max_tokens: all that a request may generate, for callers that use it up."""
+
+    @model_validator(mode="after")
+    def _profiled_needs_its_cost(self) -> FairnessConfig:
+        if "profiled" in changed(self) and self.cost != "profiled":
+            raise ValueError(f"profiled = {list(self.profiled)}: has no effect with cost = {self.cost!r}")
+        return self
 
 
 class MemoryConfig(Section):
@@ -179,6 +193,12 @@ class HybridConfig(Section):
                 f"slo.online = {online.model_dump(exclude_defaults=True)}: must have ttft_s and tbt_s "
                 f"with preset = {self.preset!r}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _quanta_are_tokens(self) -> HybridConfig:
+        if self.preset == "drr" and self.fairness.cost != "tokens":
+            raise ValueError(f"fairness.cost = {self.fairness.cost!r}: must be 'tokens' with preset = 'drr'")
         return self
 
     @model_validator(mode="after")

@@ -16,12 +16,12 @@ from vllm_hybrid.policy.request import ClientKey, Lane, RequestView
 class Cell:
     """The books of one client in one lane, or of all that have none of their own."""
 
-    __slots__ = ("_drained", "due_tokens", "output_tokens", "prompt_tokens", "waiting", "waiting_tokens")
+    __slots__ = ("_drained", "output_tokens", "prompt_tokens", "service", "waiting", "waiting_tokens")
 
     def __init__(self) -> None:
         self.prompt_tokens = 0
         self.output_tokens = 0
-        self.due_tokens = 0.0  # prompt tokens that were charged
+        self.service = 0.0  # charged, before the weight
         self.waiting = 0
         self.waiting_tokens = 0
         self._drained = (0, 0, 0.0)
@@ -37,10 +37,10 @@ class Cell:
         self.waiting_tokens -= view.missing_tokens
 
     def drain(self) -> tuple[int, int, float]:
-        """Prompt, output and charged prompt tokens since the last call."""
-        before, self._drained = self._drained, (self.prompt_tokens, self.output_tokens, self.due_tokens)
-        prompt, output, due = self._drained
-        return prompt - before[0], output - before[1], due - before[2]
+        """Prompt tokens, output tokens and service since the last call."""
+        before, self._drained = self._drained, (self.prompt_tokens, self.output_tokens, self.service)
+        prompt, output, service = self._drained
+        return prompt - before[0], output - before[1], service - before[2]
 
 
 class ClientTally:
@@ -79,18 +79,18 @@ class ClientTally:
         ]
         return own + [(lane, None, self._others[lane]) for lane in Lane]
 
-    def drain(self, input_price: float, output_price: float) -> list[dict[str, Any]]:
+    def drain(self) -> list[dict[str, Any]]:
         """One plain row per cell, for the metrics. `client` is None in the row of all others."""
         rows = []
         for lane, client, cell in self.named():
-            prompt, output, due = cell.drain()
+            prompt, output, service = cell.drain()
             rows.append(
                 {
                     "lane": lane.label,
                     "client": client,
                     "prompt": prompt,
                     "output": output,
-                    "service": input_price * due + output_price * output,
+                    "service": service,
                     "waiting": cell.waiting,
                     "waiting_tokens": cell.waiting_tokens,
                 }

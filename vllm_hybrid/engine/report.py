@@ -39,10 +39,9 @@ class Reporter:
         s = self._s
         s.tally.bad_identities, s.viewer.bad_identities = s.viewer.bad_identities, 0
         drained = s.tally.drain(s.ledger.drain(), self.requests(), s.predictor)
-        counters = s.counters
         return {
             **drained,
-            "clients": s.clients.drain(counters.input_price, counters.output_price),
+            "clients": s.clients.drain(),
             "waiting": {lane.label: self._waiting(lane) for lane in Lane},
             "waited_s": {lane.label: self._waited(lane) for lane in Lane},
             "service_gap": {lane.label: self.service_gap(lane) for lane in Lane},

@@ -66,9 +66,9 @@ class HybridMixin(Steering):
         super().__init__(*args, **kwargs)
         self.hybrid_config = settings_of(self.vllm_config)
         preset = PRESETS[self.hybrid_config.preset]
-        self.counters = preset.counters(self.hybrid_config)
-        self.fair_counters: VirtualCounters | SharedCounters = self.counters  # what lifts and forgets
         self.predictor = preset.predictor(self.hybrid_config)
+        self.counters = preset.counters(self.hybrid_config, self.predictor)
+        self.fair_counters: VirtualCounters | SharedCounters = self.counters  # what lifts and forgets
         if self.hybrid_config.profile is not None:
             seed(self.predictor, self.hybrid_config.profile, self.vllm_config)
         self.waiting_requests = WaitingRequests(self.counters, self.policy == SchedulingPolicy.PRIORITY)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from vllm_hybrid.config import DEFAULT_CLIENT, HybridConfig
 from vllm_hybrid.policy.compose import HybridPlanner
+from vllm_hybrid.policy.cost import ProfiledPrices, SecondPrices, TokenPrices
 from vllm_hybrid.policy.fairness import VirtualCounters, group_name
 from vllm_hybrid.policy.gate import GatedPlanner
 from vllm_hybrid.policy.latency import StepTimePredictor
@@ -49,12 +50,16 @@ class Preset:
         """The client and lane of a request, as far as this policy tells them apart."""
         return (lane if self.lanes else Lane.ONLINE), (client if self.clients else DEFAULT_CLIENT)
 
-    def counters(self, config: HybridConfig) -> VirtualCounters:
-        """Fresh counters with the prices and weights of the settings."""
+    def counters(self, config: HybridConfig, predictor: StepTimePredictor) -> VirtualCounters:
+        """Fresh counters with the prices and weights of the settings. predictor: of what seconds cost."""
         fairness = config.fairness
         lengths = None if fairness.prediction == "none" else PREDICTIONS[fairness.prediction]()
         counters = self.counter_class(fairness.input_weight, fairness.output_weight, *shares(config), lengths)
         counters.bill_recompute = fairness.bill_recompute
+        if fairness.cost == "profiled":
+            counters.prices = ProfiledPrices(fairness.profiled)
+        elif fairness.cost == "seconds":
+            counters.prices = SecondPrices(predictor, TokenPrices(fairness.input_weight, fairness.output_weight))
         return counters
 
     def make_planner(self, config: HybridConfig, counters: VirtualCounters, predictor: StepTimePredictor) -> Planner:

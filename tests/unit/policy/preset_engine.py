@@ -5,6 +5,7 @@ from typing import Any
 
 from tests.unit.policy.toy_engine import Machine, ToyEngine
 from vllm_hybrid.config import load_config
+from vllm_hybrid.policy.latency import StepTimePredictor
 from vllm_hybrid.policy.plan import StepPlan, StepView
 from vllm_hybrid.policy.presets import PRESETS
 from vllm_hybrid.policy.request import RequestView
@@ -21,7 +22,7 @@ class PresetEngine(ToyEngine):
     ) -> None:
         config = load_config(settings)
         self.preset = PRESETS[config.preset]
-        super().__init__(machine, self.preset.counters(config))
+        super().__init__(machine, self.preset.counters(config, StepTimePredictor()))
         self.predictor = self.preset.predictor(config)
         self.planner = self.preset.make_planner(config, self.counters, self.predictor)
         self._check = check

@@ -22,7 +22,8 @@ def settings(name, **more):
 def made(name, **more):
     config = load_config(settings(name, **more))
     preset = PRESETS[name]
-    return preset.make_planner(config, preset.counters(config), preset.predictor(config))
+    predictor = preset.predictor(config)
+    return preset.make_planner(config, preset.counters(config, predictor), predictor)
 
 
 def test_the_settings_and_the_registry_know_the_same_names():
