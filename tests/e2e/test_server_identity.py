@@ -80,10 +80,10 @@ def ways(api: openai.OpenAI, **extra: Any) -> dict[str, Any]:
 WAYS = list(ways(openai.OpenAI(api_key="-", base_url="http://localhost")))
 
 
-def served(server: Any) -> Counter[tuple[str, str]]:
-    """Output tokens so far by (client, lane), as the engine counts them."""
+def served(server: Any, tokens: str = "output_tokens") -> Counter[tuple[str, str]]:
+    """Tokens computed so far by (client, lane), as the engine counts them."""
     (engine,) = hybrid(server, "clients?most=1000")["engines"]
-    return Counter({(row["client"], row["lane"]): row["output_tokens"] for row in engine["clients"]})
+    return Counter({(row["client"], row["lane"]): row[tokens] for row in engine["clients"]})
 
 
 def hybrid(server: Any, path: str, key: str = OPS, body: Any = None, method: str = "GET") -> Any:
@@ -160,6 +160,15 @@ def test_a_thousand_forgeries_change_nothing(server: Any) -> None:
     (engine,) = hybrid(server, "clients?most=1000")["engines"]
     assert {row["client"] for row in engine["clients"]} <= {"alice", "bob", "carol", "ops"}
     assert {row["weight"] for row in engine["clients"]} == {1.0}
+
+
+def test_a_cached_prefix_serves_its_own_client_only(server: Any) -> None:
+    prompt, computed = " ".join(f"w{number}" for number in range(300)), []
+    for key in (ALICE, ALICE, CAROL):
+        before = served(server, "prompt_tokens")
+        api(server, key).completions.create(model="tiny", prompt=prompt, max_tokens=1)
+        computed.append((served(server, "prompt_tokens") - before).total())
+    assert computed[0] == computed[2] == 300 > computed[1] > 0
 
 
 def test_what_operators_use_is_closed_to_users_and_probes_are_open(server: Any) -> None:

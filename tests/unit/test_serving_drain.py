@@ -27,7 +27,7 @@ class Engines:
         self.answer = answer
         self.asked = 0
 
-    async def call_utility_all_async(self, method: str) -> list[Any]:
+    async def call_utility_all_async(self, method: str, *arguments: Any) -> list[Any]:
         assert method == "hybrid_drain"
         self.asked += 1
         return self.answer()

@@ -181,3 +181,20 @@ def test_who_has_a_cell_keeps_it(most: int) -> None:
     assert [tally.cell((Lane.ONLINE, f"c{i}")) for i in range(10)] == cells
     assert len({id(cell) for cell in cells}) == most + 1
     assert tally.own((Lane.ONLINE, "c9")) is None
+
+
+def test_who_has_figures_in_one_engine_has_them_in_all() -> None:
+    engines = [ClientTally({"configured"}, most=2) for _ in range(2)]
+    for at, tally in enumerate(engines):
+        for number in range(5):
+            tally.cell((Lane.ONLINE, f"engine{at}-{number}"))
+    for _ in range(3):
+        known = {client for tally in engines for _, client, _ in tally.named() if client is not None}
+        for tally in engines:
+            tally.follow(sorted(known))
+            for at in range(2):
+                for number in range(5):
+                    tally.cell((Lane.ONLINE, f"engine{at}-{number}")).output_tokens += 1
+    for tally in engines:
+        own = {client for _, client, _ in tally.named() if client is not None}
+        assert own == {f"engine{at}-{number}" for at in range(2) for number in range(2)}

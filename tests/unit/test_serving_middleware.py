@@ -20,7 +20,7 @@ class Engines:
     def __init__(self) -> None:
         self.asked = 0
 
-    async def call_utility_all_async(self, method: str) -> list[Any]:
+    async def call_utility_all_async(self, method: str, *arguments: Any) -> list[Any]:
         self.asked += 1
         return []
 

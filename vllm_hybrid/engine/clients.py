@@ -2,12 +2,13 @@
 
 Names of clients come from outside, so their number has no bound, and that of the books must have one: the clients of
 the settings and the first few others have cells of their own, all the rest share one cell per lane. Who has a cell
-keeps it.
+keeps it. Of several engines (data parallel) each names its first few, and the others follow: a client that has figures
+of its own has them everywhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from vllm_hybrid.policy.request import ClientKey, Lane, RequestView
@@ -67,6 +68,13 @@ class ClientTally:
             self._named.add(client)
         cell = self._cells[key] = Cell()
         return cell
+
+    def follow(self, named: Iterable[str]) -> None:
+        """These have cells of their own in another engine."""
+        for client in named:
+            if client not in self._named:
+                self._named.add(client)
+                self._most += 1  # not one of those whom this engine may name
 
     def own(self, key: ClientKey) -> Cell | None:
         """The client's own cell, None if it shares one."""

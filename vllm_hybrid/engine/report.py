@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from vllm.v1.request import Request
@@ -34,9 +35,10 @@ class Reporter:
         self._predicted = (0.0, 0.0)
 
     # -- for the metrics -------------------------------------------------------------------------------------------
-    def drain(self) -> dict[str, Any]:
-        """What happened since the last call, and how things stand now."""
+    def drain(self, named: Iterable[str] = ()) -> dict[str, Any]:
+        """What happened since the last call, and how things stand now. named: clients with figures of their own."""
         s = self._s
+        s.clients.follow(named)
         s.tally.bad_identities, s.viewer.bad_identities = s.viewer.bad_identities, 0
         drained = s.tally.drain(s.ledger.drain(), self.requests(), s.predictor)
         return {

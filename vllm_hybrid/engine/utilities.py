@@ -7,7 +7,7 @@ def attach() -> None:
     """Add our questions to this process's engine core."""
     from vllm.v1.engine.core import EngineCore
 
-    EngineCore.hybrid_drain = lambda core: core.scheduler.report.drain()
+    EngineCore.hybrid_drain = lambda core, named=(): core.scheduler.report.drain(named)
     EngineCore.hybrid_status = lambda core: core.scheduler.report.status()
     EngineCore.hybrid_clients = lambda core, most: core.scheduler.report.clients(most)
     EngineCore.hybrid_request = lambda core, request_id: core.scheduler.report.request(request_id)

@@ -50,7 +50,9 @@ class DrainPoller:
     async def poll(self) -> None:
         """Ask every engine once."""
         try:
-            answers = await self._engine_core.call_utility_all_async(UTILITY)
+            several = len(self._engine_core.engine_ranks_managed) > 1
+            named = self._labels.known if several else ()
+            answers = await self._engine_core.call_utility_all_async(UTILITY, named)
             for engine, drained in zip(self._engine_core.engine_ranks_managed, answers, strict=True):
                 self._labels.know(row["client"] for row in drained["clients"])
                 self._metrics.record(engine, drained, self._labels.of)

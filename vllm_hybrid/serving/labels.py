@@ -26,6 +26,11 @@ class ClientLabels:
             if client is not None and client not in self._labels:
                 self._labels[client] = self._label(client)
 
+    @property
+    def known(self) -> tuple[str, ...]:
+        """Who has time series of its own."""
+        return tuple(self._labels)
+
     def of(self, client: str | None) -> str:
         """The client's label."""
         if self._style == "none":

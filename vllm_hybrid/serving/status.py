@@ -14,10 +14,11 @@ from importlib.resources import files
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, FastAPI, HTTPException, Path, Query, Request
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel, Field, WithJsonSchema
 
 from vllm_hybrid.config.live import patch_schema
+from vllm_hybrid.serving.door import error_body
 from vllm_hybrid.serving.identity import CALL
 
 _ANSWER_WITHIN_S = 30.0  # a question waits for the step under way
@@ -142,9 +143,10 @@ def _router(status: Status) -> APIRouter:
         return await status.settings("hybrid_configure", json.dumps(patch), version)
 
     @router.api_route("/config", methods=["OPTIONS", "POST", "PUT", "DELETE", "TRACE"], include_in_schema=False)
-    async def other_methods() -> None:
+    async def other_methods() -> JSONResponse:
         """Two routes share this path, and the framework's own answer would name the first one's method only."""
-        raise HTTPException(HTTPStatus.METHOD_NOT_ALLOWED, headers={"allow": "GET, PATCH"})
+        status = HTTPStatus.METHOD_NOT_ALLOWED
+        return JSONResponse(error_body(status, status.phrase), status, {"allow": "GET, PATCH"})
 
     @router.post("/config/revert", responses=_errors(HTTPStatus.CONFLICT))
     async def revert_config(to: Revert, version: _Version = None) -> Settings:
