@@ -89,11 +89,11 @@ def _allowed(field: dict[str, Any]) -> str:
         return f"`{field['const']}`"
     if "enum" in field:
         return ", ".join(f"`{value}`" for value in field["enum"])
-    if "maximum" in field:
-        return f"number from {field['minimum']:g} to {field['maximum']:g}"
     if "exclusiveMinimum" in field:
         kind = "integer" if field["type"] == "integer" else "number"
         return f"{kind} > {field['exclusiveMinimum']:g}"
+    if "maximum" in field:
+        return f"number from {field['minimum']:g} to {field['maximum']:g}"
     if field["type"] == "array":
         return (
             f"list of {field['minItems']} numbers" if "minItems" in field else f"list out of {_allowed(field['items'])}"

@@ -178,7 +178,7 @@ def test_every_lane_and_state_has_its_sample(server: Any) -> None:
 
 def test_the_log_shows_the_settings_but_no_clients_name(server: Any) -> None:
     log = server.log()
-    assert "HybridSettings(strict=True, slo.online.ttft_s=5.0, slo.online.tbt_s=1.0, clients=<1>)" in log
+    assert "HybridSettings(strict=True, slo.online.ttft_s=5.0, slo.online.tbt_s=1.0, clients=<2>)" in log
     assert "alice" not in log
 
 

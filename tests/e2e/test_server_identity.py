@@ -24,6 +24,7 @@ import openai
 import pytest
 import yaml
 
+from tests.e2e import operator
 from tests.e2e.ending import CALLERS, end_under_load
 from tests.e2e.forgeries import send_forged
 from tests.e2e.promql import unresolved
@@ -87,12 +88,7 @@ def served(server: Any, tokens: str = "output_tokens") -> Counter[tuple[str, str
 
 
 def hybrid(server: Any, path: str, key: str = OPS, body: Any = None, method: str = "GET") -> Any:
-    """What the status endpoints say."""
-    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(f"{server.url}/v1/hybrid/{path}", data=data, headers=headers, method=method)
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        return json.load(answer)
+    return operator.hybrid(server, path, key, body, method)
 
 
 def test_two_keys_are_two_clients_in_two_lanes_on_every_path(server: Any) -> None:

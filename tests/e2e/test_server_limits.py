@@ -1,31 +1,45 @@
-"""Limits at the front door, seen by the real `openai` client: a stream is refused too, before it starts."""
+"""Limits at the front door, seen by the real `openai` client, a stream refused before it starts; and a restart."""
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
+from tests.e2e.operator import hybrid
+from vllm_hybrid.config.keys import key_hash
+
 pytestmark = pytest.mark.e2e
 
-RATE, PLACES = 40, 8
+TOKENS, PLACES = 60, 8
+OPS = "sk-ops-4"
+CLIENTS = {"alice": {"limits": {"tokens_per_minute": TOKENS}}, "carol": {"weight": 2.0}}
 
 
 @pytest.fixture(scope="module")
-def server(start_server: Any) -> Any:
-    settings = (
-        f'{{"preset": "rpm", "presets": {{"rpm": {{"limit": {RATE}}}}}, "overload": {{"max_requests": {PLACES}}}}}'
-    )
-    return start_server("--scheduler", "hybrid", "--hybrid-config", settings)
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("settings")
+    keys, file = folder / "keys.json", folder / "hybrid.json"
+    keys.write_text(json.dumps({key_hash(OPS): {"client": "ops", "admin": True, "delegate": True}}))
+    identity, overload = {"keys_file": str(keys)}, {"max_requests": PLACES}
+    file.write_text(json.dumps({"strict": True, "identity": identity, "overload": overload, "clients": CLIENTS}))
+    return file
+
+
+@pytest.fixture(scope="module")
+def server(start_server: Any, settings: Path) -> Any:
+    return start_server("--scheduler", "hybrid", "--hybrid-config", str(settings))
 
 
 @pytest.fixture(scope="module")
 def api(server: Any) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=120)
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key=OPS, max_retries=0, timeout=120)
 
 
 def calls(api: openai.OpenAI, client: str, lane: str = "online") -> dict[str, Callable[[], Any]]:
@@ -52,15 +66,16 @@ def check_refused(call: Callable[[], Any], kind: type[openai.APIStatusError], me
     """A refusal is a status of its own, for streams too, and says when to come back."""
     with pytest.raises(kind, match=message) as refused:
         call()
-    assert 1 <= int(refused.value.response.headers["retry-after"]) <= 60
+    assert 1 <= int(refused.value.response.headers["retry-after"]) <= 61
 
 
-def test_a_client_beyond_its_rate_gets_a_429_with_retry_after(api: openai.OpenAI) -> None:
-    alice = calls(api, "alice")
-    for _ in range(RATE):
-        alice["completions False"]()
+def test_a_client_beyond_its_tokens_gets_a_429_with_retry_after(server: Any, api: openai.OpenAI) -> None:
+    alice, used = calls(api, "alice"), 0
+    while used < TOKENS:
+        used += alice["completions False"]().usage.total_tokens
     for call in alice.values():
-        check_refused(call, openai.RateLimitError, "client 'alice' has used up")
+        check_refused(call, openai.RateLimitError, f"client 'alice' has used up its {TOKENS} tokens")
+    assert server.samples()["refused_requests_total", "online", "client_tokens"] == len(alice)
     assert calls(api, "bob")["chat False"]().usage.completion_tokens == 2
 
 
@@ -99,3 +114,15 @@ def test_a_full_server_gives_a_503_with_retry_after_to_offline_requests_first(se
         key = ("refused_requests_total", lane, "overload")
         assert after[key] - before[key] == ways
     assert calls(api, "late", "offline")["completions False"]().usage.completion_tokens == 2
+
+
+def test_a_restart_begins_with_the_file_again(server: Any, settings: Path, start_server: Any) -> None:
+    """The last test of the module: it ends the server."""
+    written = settings.read_text()
+    before = hybrid(server, "config", OPS)
+    changed = hybrid(server, "config", OPS, {"clients": {"carol": {"weight": 5}, "dave": {"weight": 3}}}, "PATCH")
+    assert changed["config"]["clients"].keys() == {"alice", "carol", "dave"} and changed["version"] == 2
+    server.stop()
+    assert settings.read_text() == written
+    again = start_server("--scheduler", "hybrid", "--hybrid-config", str(settings))
+    assert hybrid(again, "config", OPS) == before

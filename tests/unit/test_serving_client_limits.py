@@ -94,3 +94,11 @@ def test_a_minute_later_a_client_is_forgotten() -> None:
     clock.now_s = 100.0
     limited.entered("last", "r0", 10, PROCESSOR)
     assert len(limited._tokens._slices) == len(limited._waiting) == 1
+
+
+def test_ids_that_come_once_and_hang_up_are_forgotten() -> None:
+    limited, processor = books(fairness={"limits": {"max_waiting": 3}}), SimpleNamespace(request_states={})
+    limited.entered("alice", "r0", 1, PROCESSOR)
+    for number in range(20_000):
+        limited.entered(f"c{number}", f"r{number}", 1, processor)
+    assert len(limited._waiting) < 3000 and "alice" in limited._waiting

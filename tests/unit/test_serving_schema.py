@@ -14,6 +14,6 @@ SCHEMA = schemathesis.openapi.from_asgi("/openapi.json", application(Engine()), 
 
 
 @SCHEMA.parametrize()
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_every_answer_is_one_the_schema_names(case: Any) -> None:
     case.call_and_validate(headers=dict(OPS))

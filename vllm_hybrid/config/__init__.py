@@ -293,7 +293,9 @@ def _one_line(error: Any) -> str:
         return _unknown_key(loc)
     message = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     if error["type"] == "value_error" and " = " in message:  # the validator has named key and value itself
-        return f"clients: {message}" if "[key]" in error["loc"] else ".".join([*loc, message])
+        if "[key]" in error["loc"]:  # an id that is none; its place is the mapping
+            return f"{loc[0]}: {message}"
+        return ".".join([*loc, message]).replace(".client id = ", " = ")
     return f"{'.'.join(loc)} = {shown(error['input'])}: {_ALLOWED.get(error['type'], message)}"
 
 

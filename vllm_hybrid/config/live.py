@@ -10,15 +10,15 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Annotated, Any, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, ValidationError, WithJsonSchema, create_model
 
 from vllm_hybrid.config import ConfigError, HybridConfig, mistakes
-from vllm_hybrid.config.names import CLIENT_ID_PATTERN, IdentityError, shown, validate_client_id
+from vllm_hybrid.config.names import CLIENT_ID_PATTERN, ClientId, shown
 
 LIVE = ("clients", "groups", "slo", "lanes")
 
 
-_Name = Annotated[str, StringConstraints(pattern=f"^{CLIENT_ID_PATTERN}$")]
+_Name = Annotated[ClientId, WithJsonSchema({"type": "string", "pattern": f"^{CLIENT_ID_PATTERN}$"})]
 
 
 @cache
@@ -42,6 +42,8 @@ def _part(annotation: Any) -> Any:
     if get_origin(annotation) is dict:
         section: Any = _part(get_args(annotation)[1]) | None
         return dict[_Name, section]
+    if annotation == ClientId | None:
+        return _Name | None
     return annotation
 
 
@@ -73,11 +75,6 @@ def check_patch(patch: Any) -> None:
         if name not in LIVE:
             raise ConfigError(f"unknown key {shown(name)}: allowed here: {', '.join(LIVE)}")
     try:
-        clients = patch.get("clients")
-        for client in clients if isinstance(clients, Mapping) else ():
-            validate_client_id(client, "clients: client id")
         patch_model().model_validate(dict(patch))
-    except IdentityError as error:
-        raise ConfigError(f"the patch: {error}") from None
     except ValidationError as error:
         raise ConfigError(f"the patch: {mistakes(error)}") from None

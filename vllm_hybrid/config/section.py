@@ -14,9 +14,14 @@ def no_bool(value: object) -> object:
     return value
 
 
+def whole(value: object) -> object:
+    """JSON knows no difference between 3 and 3.0."""
+    return int(value) if isinstance(value, float) and value.is_integer() else no_bool(value)
+
+
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(no_bool)]
 Fraction = Annotated[float, Field(ge=0, le=1), BeforeValidator(no_bool)]
-Count = Annotated[int, Field(gt=0), BeforeValidator(no_bool)]
+Count = Annotated[int, Field(gt=0, le=2**53), BeforeValidator(whole)]  # exact as a number of JSON's, too
 
 
 class Section(BaseModel):

@@ -21,6 +21,7 @@ from vllm_hybrid.policy.limits import TokenRate, limits_arriving, limits_of
 from vllm_hybrid.serving.identity import CALL, Call
 from vllm_hybrid.serving.latency import owner_of
 
+_MANY_CLIENTS = 1024  # kept before those who hung up are looked for
 _WAITING_RETRY_S = 1.0  # nobody knows when the next of its requests will be served
 
 
@@ -45,6 +46,7 @@ class ClientBooks:
         self._clock = clock
         self._waiting: defaultdict[str, dict[str, Any]] = defaultdict(dict)  # client -> request -> its processor
         self._tokens = TokenRate()
+        self._sweep_at = _MANY_CLIENTS
 
     def reached(self, client: str, ticket: str | None = None) -> Limit | None:
         """The limit that keeps the client from sending another request now.
@@ -74,8 +76,16 @@ class ClientBooks:
             del waiting[request_id]
         return len(waiting)
 
+    def _forget_gone(self) -> None:
+        """Bound what is kept of clients who hung up and never came again: ids come from outside."""
+        if len(self._waiting) >= self._sweep_at:
+            for client in [client for client in self._waiting if not self._count(client)]:
+                del self._waiting[client]
+            self._sweep_at = max(_MANY_CLIENTS, 2 * len(self._waiting))
+
     def entered(self, client: str, request_id: str, prompt_tokens: int, processor: Any) -> None:
         """A request goes to the engine."""
+        self._forget_gone()
         self._waiting[client][request_id] = processor
         self._tokens.add(client, prompt_tokens, self._clock())
 
