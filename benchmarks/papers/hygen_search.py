@@ -67,6 +67,8 @@ GRIDS = {
     "hygen": Grid(0.010, 0.12, 1.02),
     "hygen_star": Grid(0.02, 1.6, 1.05),
     "hybrid": Grid(0.010, 0.12, 1.02),
+    "hybrid slowdown": Grid(0.02, 4.0, 1.08),
+    "hybrid gap": Grid(0.010, 0.12, 1.02),
 }
 
 
@@ -86,15 +88,15 @@ class Search:
 
 def searched(search: Search) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the policy reaches under each target, and what the search cost on this machine."""
-    bench = _Bench(search)
+    bench = Bench(search)
     if search.policy not in GRIDS:
         return bench.run(search.policy), {"cpu_s": bench.cpu_s}
     alone = bench.run("sarathi")
-    found = {"alone": alone, **{t.name: _reached(bench, search, t, alone) for t in search.targets}}
+    found = {"alone": alone, **{t.name: reached(bench, search, t, alone) for t in search.targets}}
     return found, {"cpu_s": bench.cpu_s, "runs": len(bench.runs)}
 
 
-def _reached(bench: _Bench, search: Search, target: Target, alone: dict[str, Any]) -> dict[str, Any]:
+def reached(bench: Bench, search: Search, target: Target, alone: dict[str, Any]) -> dict[str, Any]:
     grid = GRIDS[search.policy]
 
     def ratio(rung: int) -> float:
@@ -118,7 +120,7 @@ def _reached(bench: _Bench, search: Search, target: Target, alone: dict[str, Any
     }
 
 
-def _later(bench: _Bench, target: Target, knob: float) -> dict[str, Any]:
+def _later(bench: Bench, target: Target, knob: float) -> dict[str, Any]:
     """The same setting on the window after the one it was found on."""
     if bench.search.policy != "hygen" or target.metric != "mean":
         return {}
@@ -153,7 +155,7 @@ def largest(ratio: Callable[[int], float], limit: float, rungs: int, tried: Sequ
     return low if low >= 0 else None
 
 
-class _Bench:
+class Bench:
     """Runs of one search; none is made twice."""
 
     def __init__(self, search: Search) -> None:
@@ -221,6 +223,10 @@ def contender(policy: str, knob: float | None) -> Contender:
         return Contender(policy, hybrid={"preset": policy, "presets": {policy: options}})
     if policy == "hygen_star":
         return Contender(policy, hybrid={"preset": policy, "presets": {policy: {"offline_rate": knob}}})
+    if policy == "hybrid slowdown":
+        return Contender(policy, hybrid={"slo": {"online": {"slowdown": knob}}})
+    if policy == "hybrid gap":
+        return Contender(policy, hybrid={"slo": {"online": {"tbt_s": knob, "gap": "strict"}}})
     if policy == "hybrid":
         return Contender(policy, hybrid={"slo": {"online": {"tbt_s": knob}}})
     return Contender(policy, hybrid={"preset": policy})

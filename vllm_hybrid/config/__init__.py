@@ -52,6 +52,11 @@ class LaneSlo(Section):
     k * tbt_s after the first token where ttft_s is not set: an early token leaves slack to the next ones.
     strict: every single gap, counted from the last token. Needs tbt_s."""
 
+    slowdown: Positive | None = None
+    """How much longer offline work may make the mean time between two online tokens, relative to what the engine
+    predicts for the same online requests alone: 0.1 is 10 %. Single gaps may be long: goes with ttft_s and tbt_s. None:
+    no limit of this kind."""
+
     @model_validator(mode="after")
     def _strict_gap_needs_tbt(self) -> LaneSlo:
         if self.gap == "strict" and self.tbt_s is None:
@@ -68,7 +73,7 @@ class SloConfig(Section):
 
     @property
     def has_online_target(self) -> bool:
-        return self.online.ttft_s is not None or self.online.tbt_s is not None
+        return any(t is not None for t in (self.online.ttft_s, self.online.tbt_s, self.online.slowdown))
 
     @property
     def idle_step_limit_s(self) -> float:

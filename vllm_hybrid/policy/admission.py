@@ -26,6 +26,7 @@ from vllm_hybrid.policy.waits import Reason
 
 MAX_BYPASSES = 64
 _MAX_MISFITS = 4  # requests that did not fit, per lane and step: each costs a prefix-cache lookup
+_LEAST_OFFLINE_CHUNK = 16  # tokens: crumbs of a step would fill the slots with prompts that hardly advance
 _OFFLINE_RESERVE = 0.05  # of the pool: offline work leaves it to the growth of what runs
 
 
@@ -42,6 +43,7 @@ class Admission:
     reserve_blocks: int
     interval_s: float
     online_waits: bool  # an online request waits that could come in
+    burst_blocks: int = 0  # that offline work leaves to online requests that will come
     admitted: int = 0
 
     def __iter__(self) -> Iterator[RequestView]:
@@ -49,7 +51,7 @@ class Admission:
         if self.offline is None or not online_is_in:
             self.plan.held[Lane.OFFLINE] = Reason.ONLINE_FIRST
         else:
-            reserve = self.reserve_blocks + int(_OFFLINE_RESERVE * self.view.total_blocks)
+            reserve = self.reserve_blocks + max(self.burst_blocks, int(_OFFLINE_RESERVE * self.view.total_blocks))
             yield from self._lane(Lane.OFFLINE, self.offline, reserve)
 
     def _lane(self, lane: Lane, budget: Budget, reserve: int) -> Generator[RequestView, None, bool]:
@@ -82,7 +84,8 @@ class Admission:
                 done_tokens = max(0, request.missing_tokens - tokens)
                 tokens = min(tokens, self.view.max_chunk_tokens)
                 chunk = min(tokens, budget.prefill_tokens(self.predictor, done_tokens))
-                if chunk < 1:
+                least = min(tokens, _LEAST_OFFLINE_CHUNK) if lane is Lane.OFFLINE else 1
+                if chunk < least:
                     if self._something_runs():
                         self.plan.held[lane] = Reason.BUDGET
                         return False

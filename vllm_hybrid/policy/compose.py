@@ -12,10 +12,11 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from vllm_hybrid.config import HybridConfig
 from vllm_hybrid.policy.admission import Admission
+from vllm_hybrid.policy.burst import Burst
 from vllm_hybrid.policy.fairness import VirtualCounters
 from vllm_hybrid.policy.groups import Groups
 from vllm_hybrid.policy.growth import Growth
@@ -25,8 +26,10 @@ from vllm_hybrid.policy.plan import StepPlan, StepView
 from vllm_hybrid.policy.request import Lane, RequestView
 from vllm_hybrid.policy.room import Room, RoomMaker
 from vllm_hybrid.policy.slo import Deadlines
+from vllm_hybrid.policy.slowdown import Grant, Slowdown
 
 MIN_PREFILL_TOKENS = 32  # online prefill of a step even where the slack is used up: a queue must move
+_PATIENCE_S = 0.25  # an online prompt that came longer ago is not held back for the gaps of others
 _MAX_HEADS = 8  # waiting online requests for which room is made in one step
 
 
@@ -43,31 +46,47 @@ class HybridPlanner:
         self._deadlines = Deadlines(config.slo)
         self._filler = OfflineFiller(predictor, counters)
         self._earliest_s = math.inf
+        self._slowdown: Slowdown | None = None
+        if config.slo.online.slowdown is not None:
+            self._slowdown = Slowdown(config.slo.online.slowdown, predictor)
+        self._burst = Burst()
+        self._burst_blocks = 0
+        self._beside_offline = False  # whether offline work was there at the last plan
 
     def plan(self, view: StepView) -> StepPlan:
         """Decide one step."""
         groups = Groups.of(view.running)
         plan = StepPlan(token_budget=view.max_tokens, order=list(groups.online_decodes))
+        if self._slowdown is not None:
+            self._slowdown.settle(view.last_output_s)
+            self._beside_offline = groups.offline or bool(view.parked) or view.waiting.lane_length(Lane.OFFLINE) > 0
         decode_tokens = len(groups.online_decodes) * view.decode_tokens
+        if groups.offline or view.parked or view.waiting.lane_length(Lane.OFFLINE):
+            online_running = itertools.chain(groups.online_decodes, groups.online_prefills)
+            self._burst_blocks = self._burst.reserve_blocks(online_running, view.now_s, view.block_tokens)
         step = StepWork()
         base_s, online_s = self._decode_seconds(view, groups, step)
-        online = Budget(view.max_tokens - decode_tokens, online_s, MIN_PREFILL_TOKENS, step)
+        prefill_tokens = self._smooth(view, groups, step, view.max_tokens - decode_tokens)
+        online = Budget(prefill_tokens, online_s, MIN_PREFILL_TOKENS, step)
         chunk_tokens, chunk_s = self._prefill_online(plan, groups, online, view.max_chunk_tokens)
         heads = self._heads(view, groups, online.prefill_tokens(self._predictor, 0))
         room = self._make_room(view, groups, heads)
         head_tokens = self._head_tokens(heads, room, online)
 
         offline = Budget(view.max_tokens - decode_tokens - chunk_tokens - head_tokens, step=step)
-        left_s = online_s - self._predictor.prefill_seconds(head_tokens, 0, step) - chunk_s
+        head_s = self._predictor.prefill_seconds(head_tokens, 0, step)
+        left_s = online_s - head_s - chunk_s
         # A head that finds no room waits for a finisher, not for time: only those that come in hold offline work back.
         offline.seconds = self._offline_seconds(view, groups, heads[: room.placed], base_s, left_s, step)
         if self._slo.has_online_target and not self._predictor.ready:
             offline = Budget(min(UNTRAINED_TOKENS, offline.tokens), step=step)
-        granted_s = offline.seconds
+        online_tokens = chunk_tokens + head_tokens
         step.prefill_tokens += head_tokens  # they will be beside the offline work, and come in after it
-        filled_tokens = self._fill_offline(view, plan, groups, room, offline)
+        grant = self._grant(groups, step, online_tokens, view.max_tokens)
+        granted_s = offline.seconds
+        filled_tokens = self._fill_offline(view, plan, groups, room, offline, grant)
         step.prefill_tokens -= head_tokens
-        online.tokens -= filled_tokens
+        online.tokens = min(online.tokens, view.max_tokens - decode_tokens - chunk_tokens - filled_tokens)
         online.seconds -= granted_s - offline.seconds if granted_s < math.inf else 0.0
 
         if self._slo.has_online_target:
@@ -91,7 +110,7 @@ class HybridPlanner:
         """
         if not self._slo.has_online_target:
             return True
-        if not self._predictor.ready:
+        if not self._predictor.ready or (self._slowdown is not None and self._beside_offline):
             return False
         seconds = self._predictor.seconds(work)
         if self._earliest_s == math.inf:  # no online decode has a deadline
@@ -137,6 +156,18 @@ class HybridPlanner:
         """Blocks that admissions leave free: one for each running online request, which will need it soon."""
         return len(groups.online_decodes) + len(groups.online_prefills)
 
+    @staticmethod
+    def _unwritten_blocks(view: StepView, groups: Groups) -> int:
+        """Blocks that prompts under computation will still take."""
+        prefills = itertools.chain(groups.online_prefills, groups.offline_prefills)
+        return sum([-(-v.missing_tokens // view.block_tokens) for v in prefills])
+
+    @staticmethod
+    def _cut_short(plan: StepPlan, groups: Groups) -> bool:
+        """Whether an offline prompt under computation gets less than it could use: then no other one is begun."""
+        prefills = groups.offline_prefills
+        return bool(prefills) and (any(v.request_id in plan.caps for v in prefills) or prefills[-1] in plan.paused)
+
     def _decode_seconds(self, view: StepView, groups: Groups, step: StepWork) -> tuple[float, float]:
         """Seconds of the online decodes, and seconds that online prefills may add to them; enters them into `step`."""
         self._earliest_s = math.inf
@@ -177,6 +208,23 @@ class HybridPlanner:
             seconds = min(seconds, slack_s / margin - needed_s)
         return seconds
 
+    def _smooth(self, view: StepView, groups: Groups, step: StepWork, most_tokens: int) -> int:
+        """Tokens of online prefill in a step where the mean gap is limited: none waits long for its first token."""
+        if self._slowdown is None or not self._predictor.ready or not groups.online_decodes:
+            return most_tokens
+        patience_s = self._slo.online.ttft_s / 2 if self._slo.online.ttft_s else _PATIENCE_S
+        first = groups.online_prefills[0] if groups.online_prefills else view.waiting.head()
+        if first is None or first.key[0] is not Lane.ONLINE or view.now_s - first.arrival_s > patience_s:
+            return most_tokens
+        return max(MIN_PREFILL_TOKENS, self._slowdown.online_chunk(step, most_tokens, first.computed_tokens))
+
+    def _grant(self, groups: Groups, step: StepWork, prefill_tokens: int, most_tokens: int) -> Grant:
+        """What the limit on the slowdown of online work leaves to offline work, of which `step` has none yet."""
+        if self._slowdown is None or not self._predictor.ready:
+            return Grant()
+        self._slowdown.note(len(groups.online_decodes), step.context_tokens, prefill_tokens, most_tokens)
+        return self._slowdown.grant()
+
     def _prefill_online(self, plan: StepPlan, groups: Groups, budget: Budget, limit: int) -> tuple[int, float]:
         """Give running online prefills chunks of at most `limit` out of `budget`; returns their tokens and seconds."""
         tokens, seconds = 0, 0.0
@@ -201,14 +249,18 @@ class HybridPlanner:
         return min(tokens, sum(v.missing_tokens for v in heads[: room.placed]))
 
     # -- offline -----------------------------------------------------------------------------------------------------
-    def _fill_offline(self, view: StepView, plan: StepPlan, groups: Groups, room: Room, budget: Budget) -> int:
+    def _fill_offline(
+        self, view: StepView, plan: StepPlan, groups: Groups, room: Room, budget: Budget, grant: Grant
+    ) -> int:
         """Spend `budget` on running and parked offline requests, and complete the plan; returns the tokens."""
         plan.preempt, plan.park, plan.drop = room.preempt, room.park, room.drop
         back = self._returning(view, groups, room)
         decodes = groups.offline_decodes + [v for v in back if not v.prefilling]
         prefills = groups.offline_prefills + [v for v in back if v.prefilling]
         alone = not groups.online  # whom vLLM will admit is not certain: something must run in any case
-        filling = self._filler.fill(decodes, prefills, budget, view, at_least_one=alone)
+        filling = self._filler.fill(
+            decodes, prefills, budget, view, alone, grant.decodes, self._chunk_limit(grant, prefills)
+        )
         parked = set(back)
         plan.unpark = [v for v in filling.run if v in parked]
         room.slots -= len(plan.unpark)
@@ -222,6 +274,14 @@ class HybridPlanner:
         plan.order += paused
         plan.paused += paused
         return filling.tokens
+
+    def _chunk_limit(self, grant: Grant, prefills: Sequence[RequestView]) -> Callable[[Budget], int] | None:
+        """Tokens of offline chunks, once the decodes are in the budget's step."""
+        slowdown, worth = self._slowdown, grant.chunk_worth
+        if slowdown is None or worth is None:
+            return None
+        done_tokens = prefills[0].computed_tokens if prefills else 0
+        return lambda budget: slowdown.best_chunk(worth, budget.step, budget.tokens, done_tokens)
 
     def _returning(self, view: StepView, groups: Groups, room: Room) -> list[RequestView]:
         """Parked requests that find a slot and blocks once the waiting online requests have theirs."""
@@ -263,8 +323,9 @@ class HybridPlanner:
             predictor=self._predictor,
             promised=groups.promised(self._counters),
             online=online,
-            offline=None if room.stuck else offline,
+            offline=None if room.stuck or self._cut_short(plan, groups) else offline,
             reserve_blocks=self._reserve(groups),
+            burst_blocks=self._burst_blocks + self._unwritten_blocks(view, groups),
             interval_s=self._interval_s,
             online_waits=online_waits,
         )

@@ -8,7 +8,7 @@ them. (HyGen, arXiv 2501.14808, phase 2, with the marginal cost of each decode a
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from vllm_hybrid.policy.fairness import VirtualCounters
@@ -84,15 +84,26 @@ class OfflineFiller:
         budget: Budget,
         view: StepView,
         at_least_one: bool,
+        with_decodes: bool = True,
+        chunk_limit: Callable[[Budget], int] | None = None,
     ) -> Filling:
-        """Fill `budget`, spending from it. at_least_one: nothing else runs, so the first request runs in any case."""
+        """Fill `budget`, spending from it.
+
+        at_least_one: nothing else runs, so the first request runs in any case. with_decodes: else decodes pause.
+        chunk_limit: most tokens of chunks, asked for when the decodes are in.
+        """
         filling, decode_tokens = Filling(), view.decode_tokens
+        if not with_decodes:
+            filling.paused.extend(decodes)
+            decodes = ()
         if budget.seconds == math.inf and budget.tokens >= len(decodes) * decode_tokens:
             filling.run.extend(decodes)
             filling.tokens = len(decodes) * decode_tokens
             budget.tokens -= filling.tokens
         else:
             self._decodes(filling, self._counters.fairly(decodes), budget, decode_tokens, at_least_one)
+        if chunk_limit is not None:
+            budget.tokens = min(budget.tokens, chunk_limit(budget))
         self._prefills(filling, self._counters.fairly(prefills), budget, view.max_chunk_tokens, at_least_one)
         return filling
 

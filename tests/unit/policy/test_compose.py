@@ -32,6 +32,7 @@ from vllm_hybrid.policy.plan import StepView, check_plan
 from vllm_hybrid.policy.request import RequestView
 
 SLOS = [{}, {"tbt_s": 0.05}, {"ttft_s": 0.5}, {"ttft_s": 0.5, "tbt_s": 0.05}, {"tbt_s": 0.05, "gap": "strict"}]
+SLOS += [{"slowdown": 0.05}, {"slowdown": 0.5, "ttft_s": 0.5}]
 
 
 class Random:
