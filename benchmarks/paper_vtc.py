@@ -5,18 +5,25 @@
 Thirteen suites on a simulated A10G with the paper's pool of 10,000 tokens (the ablation: A100-80GB, 35,000 and 65,000),
 under the paper's policies, on its engine's admission rules, and vLLM's own class as it is.  All policies of a suite
 get the same list of requests; figures are those of the paper's own evaluation (`vllm_hybrid/sim/service.py`).
+With --only and --out the other suites stay as FILE has them, and what is checked is all of it: a run is decided by
+its suite, policy and seed, whatever else runs.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from benchmarks.papers.common import Stopwatch, arguments, finish, run_all, table
+from benchmarks.papers.common import Stopwatch, arguments, finish, run_all, table, timing_of
 from benchmarks.papers.vtc_checks import all_checks
 from benchmarks.papers.vtc_published import PUBLISHED, Published
 from benchmarks.papers.vtc_runs import DEVICE, SEED, all_runs, measured, quick_runs
+
+Parts = dict[str, dict[str, Any]]
+"""A run's name -> what was found of it."""
 
 
 def main() -> int:
@@ -27,11 +34,25 @@ def main() -> int:
     outcomes = run_all(measured, runs, given.workers)
     results = {run.name: found for run, (found, _) in zip(runs, outcomes, strict=True)}
     timing = {run.name: spent for run, (_, spent) in zip(runs, outcomes, strict=True)}
+    spent_s = sum(spent["cpu_s"] for spent in timing.values())
+    print(f"VTC, {len(runs)} runs, {DEVICE}, seed {SEED}: {spent_s:.0f} s of CPU time, {watch.seconds:.0f} s in all\n")
+    if given.only and given.out:
+        results, timing = beside_others(given.out, results, timing)
     cpu_s = sum(spent["cpu_s"] for spent in timing.values())
-    print(f"VTC, {len(runs)} runs, {DEVICE}, seed {SEED}: {cpu_s:.0f} s of CPU time, {watch.seconds:.0f} s in all\n")
     print(table([_row(name, found) for name, found in results.items()]))
     told = {"paper": "VTC, OSDI'24, arXiv 2401.00588", "device": DEVICE, "seed": SEED, "runs": results}
     return finish(given, told, {"cpu_s": cpu_s, "runs": timing}, all_checks(results))
+
+
+def beside_others(out: Path, results: Parts, timing: Parts) -> tuple[Parts, Parts]:
+    """The runs of a part and those that the file holds already, in the order of the whole command."""
+    if not out.is_file():
+        return results, timing
+    merged = []
+    for path, new in ((out, results), (timing_of(out), timing)):
+        runs = {**json.loads(path.read_text())["runs"], **new}
+        merged.append({run.name: runs[run.name] for run in all_runs() if run.name in runs})
+    return merged[0], merged[1]
 
 
 def _row(name: str, found: Mapping[str, Any]) -> dict[str, str]:

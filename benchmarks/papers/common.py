@@ -102,9 +102,14 @@ def finish(
     if given.out is not None:
         given.out.parent.mkdir(parents=True, exist_ok=True)
         given.out.write_text(text_of(tidy({**results, "checks": {c.name: _without_name(c) for c in checks}})))
-        given.out.with_name(f"{given.out.stem}.timing.json").write_text(text_of(tidy(timing)))
+        timing_of(given.out).write_text(text_of(tidy(timing)))
         print(f"\nwritten: {os.path.relpath(given.out)}")
     return int(given.check and not all(check.holds for check in checks))
+
+
+def timing_of(out: Path) -> Path:
+    """The file beside a file of results that holds what the machine's clock said."""
+    return out.with_name(f"{out.stem}.timing.json")
 
 
 def _without_name(check: Check) -> dict[str, Any]:

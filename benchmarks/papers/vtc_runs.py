@@ -20,7 +20,7 @@ from vllm_hybrid.config.presets import READS
 from vllm_hybrid.sim import drift, service
 from vllm_hybrid.sim.answers import answers_of
 from vllm_hybrid.sim.device import load_device
-from vllm_hybrid.sim.run import Contender, EngineSettings, RunRecord, simulate
+from vllm_hybrid.sim.run import Contender, EngineSettings, RunRecord, SimRequest, simulate
 from vllm_hybrid.sim.suites import WORKLOADS, make_workload
 from vllm_hybrid.sim.suites.vtc import ABLATION_RATES
 
@@ -136,7 +136,11 @@ def averaged(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _measured(run: Run, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    requests = make_workload(run.suite, seed, **run.parameters)
+    return measured_on(make_workload(run.suite, seed, **run.parameters), run, seed)
+
+
+def measured_on(requests: list[SimRequest], run: Run, seed: int = SEED) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The same for a given list of requests instead of the suite's own."""
     who = contender(run.policy, WORKLOADS[run.suite].clients)
     device, settings = load_device(run.device), FREE
     variant = run.policy.partition(" ")[2]

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
+from benchmarks.paper_vtc import Parts, beside_others
 from benchmarks.papers import vtc_engine
+from benchmarks.papers.common import timing_of
 from benchmarks.papers.vtc_engine import ADMISSION_STEPS, CLIENT_TOKENS, ClientGate, IntervalPlanner, RejoiningOrder
 from benchmarks.papers.vtc_runs import averaged
+from benchmarks.vtc_stored import read_responses
 from tests.unit.policy.world import Pool, decode, request, step_view, waiting
 from vllm_hybrid.policy.fairness import VirtualCounters
 from vllm_hybrid.policy.gate import Gate
@@ -74,3 +80,26 @@ def test_figures_of_several_draws_are_averaged_one_by_one() -> None:
     ]
     assert averaged(records) == {"shares": [0.5, 0.5], "wait": 1.5, "shortened": False}
     assert averaged(records[:1]) == records[0]
+
+
+def test_a_part_measured_anew_leaves_the_other_runs_of_the_file(tmp_path: Path) -> None:
+    out = tmp_path / "paper_vtc.json"
+    old = {"overload/vtc": {"throughput": 1}, "real/vtc": {"throughput": 2}}
+    for path in (out, timing_of(out)):
+        path.write_text(json.dumps({"runs": old}))
+    new: Parts = {"real/vtc": {"throughput": 3}, "proportional/vtc": {"throughput": 4}}
+    results, timing = beside_others(out, new, new)
+    assert list(results) == ["overload/vtc", "proportional/vtc", "real/vtc"]  # as in the whole command
+    assert results == timing == {**old, **new}
+
+
+def test_the_responses_of_the_artifact_are_read_as_requests(tmp_path: Path) -> None:
+    later = {"adapter_dir": "a", "prompt_len": 3, "output_len": 4, "req_time": 2.0, "first_token_latency": 0.5}
+    first = {"adapter_dir": "b", "prompt_len": 5, "output_len": 6, "req_time": 1.0, "first_token_latency": 0.5}
+    file = tmp_path / "all_results_real.jsonl"
+    file.write_text(json.dumps({"result": {"responses": [later, first]}}) + "\n")
+    requests = read_responses(file)
+    assert [(r.client, r.arrival_s, r.prompt_tokens, r.output_tokens) for r in requests] == [
+        ("b", 1.0, 5, 6),
+        ("a", 2.0, 3, 4),
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import statistics
 from collections import Counter
 from itertools import pairwise
@@ -112,6 +113,15 @@ def test_the_clients_of_the_real_trace_ask_for_the_published_shares() -> None:
         asked[request.client] += request.prompt_tokens + 2 * request.output_tokens
     shares = [service / asked.total() for _, service in asked.most_common(6)]
     assert shares == pytest.approx([0.222, 0.199, 0.134, 0.063, 0.047, 0.046], abs=0.01)
+
+
+def test_long_prompts_of_the_real_trace_have_long_answers() -> None:
+    """The product of a request's lengths is 1.155 times what it were if they had nothing to do with each other."""
+    requests = make_workload("real", 42)
+    prompts, outputs = [r.prompt_tokens for r in requests], [r.output_tokens for r in requests]
+    together = statistics.fmean(map(operator.mul, prompts, outputs))
+    assert together / (statistics.fmean(prompts) * statistics.fmean(outputs)) == pytest.approx(1.155, abs=0.06)
+    assert statistics.fmean(r.output_tokens for r in requests if r.prompt_tokens < 5) < 60
 
 
 @pytest.mark.parametrize(("limit", "published"), [(30, 1324), (20, 1158), (15, 1053), (10, 900), (5, 581)])
