@@ -5,8 +5,8 @@ of the prompts' lengths, and those of the answers' lengths for short and for lon
 responses stored in the paper's artifact (VTC-artifact, Apache-2.0, suite `real`).  Requests are spread over their
 minute at random, and answers are longer or shorter by client, so that shares of the service are the trace's own.
 
-That long prompts have long answers matters most: drawn independently of each other, lengths need a tenth less memory
-for the time that they hold it, and a saturated engine serves 8 % more tokens a second.
+That long prompts have long answers matters most: drawn independently of each other, lengths hold a tenth less memory
+over their time, and a saturated engine serves more tokens a second.
 """
 
 from __future__ import annotations
