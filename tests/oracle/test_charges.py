@@ -2,8 +2,10 @@
 
 import pytest
 
+from tests.oracle.arena import Arena
 from tests.oracle.ours import HYBRID
 from tests.oracle.shadow import ShadowWorker
+from tests.oracle.test_adversaries import long_answers
 from vllm_hybrid.policy.request import Lane
 from vllm_hybrid.sim.modelfree import EngineLoop, World, build, make_request
 
@@ -73,3 +75,25 @@ def test_drafts_are_charged_as_computed_accepted_or_not():
         drafted = computed - 64 + 1
         assert drafted > 60  # some drafts were rejected
         assert loop.scheduler.counters.value(key) == 64 + 2 * drafted
+
+
+@pytest.mark.parametrize("preset", ["vtc", "hybrid"])
+@pytest.mark.parametrize(("async_mode", "drafts"), [(False, 0), (True, 0), (False, 3)])
+def test_behind_the_gate_counters_stay_within_the_bound_that_is_exported(preset, async_mode, drafts):
+    hybrid = (("strict", True), ("preset", preset), ("memory", {"gate": "max_tokens"}))
+    arena = Arena(World(async_mode, num_blocks=120, max_seqs=6, step_tokens=128, drafts=drafts, hybrid=hybrid))
+    assert arena.share_of_the_adversary(long_answers, turns=600) <= 0.55
+    scheduler = arena.scheduler
+    scheduler.ledger.settle()
+    bounds = scheduler.report.service_gap_bounds()
+    assert bounds[Lane.OFFLINE] is None
+    assert 0 < scheduler.gaps.largest[Lane.ONLINE] <= bounds[Lane.ONLINE]
+    scheduler.gaps.check(bounds)
+    drained = scheduler.report.drain()
+    assert drained["service_gap"]["online"] > 0
+    assert drained["service_gap_bound"] == {"online": bounds[Lane.ONLINE], "offline": None}
+
+
+def test_without_the_gate_no_bound_is_claimed():
+    scheduler = build(HYBRID, World())
+    assert set(scheduler.report.service_gap_bounds().values()) == {None}

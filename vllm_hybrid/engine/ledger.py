@@ -17,6 +17,7 @@ from vllm_hybrid.engine.clients import ClientTally
 from vllm_hybrid.policy.billing import PromptBilling
 from vllm_hybrid.policy.cost import TokenPrices
 from vllm_hybrid.policy.fairness import VirtualCounters
+from vllm_hybrid.policy.gap import ServiceGaps
 from vllm_hybrid.policy.latency import StepWork
 from vllm_hybrid.policy.request import ClientKey, Lane, RequestView
 
@@ -38,9 +39,11 @@ class Ledger:
         view_of: Callable[[Request], RequestView],
         billing: PromptBilling,
         clients: ClientTally,
+        gaps: ServiceGaps,
     ) -> None:
         self._counters = counters
         self._clients = clients
+        self._gaps = gaps
         self._billing = billing
         self._view_of = view_of
         self._by_tokens = isinstance(counters.prices, TokenPrices)
@@ -104,6 +107,7 @@ class Ledger:
         self._decoded, self._charged_steps = decoded, 0
         for key, (prompt, output, due) in paid.items():
             self._pay(key, int(prompt), int(output), due, units.get(key))
+        self._gaps.charged(paid)
         self.work = work
 
     def _output_price(self, view: RequestView, done: int, tokens: int, beside: StepWork) -> float:
@@ -125,6 +129,7 @@ class Ledger:
                 self._counters.charge_outputs(self._decoding, repeats)
             else:
                 self._charge_repeats(repeats)
+            self._gaps.charged(self._decoding)
             price = self._counters.output_price * repeats
             for key, count in self._decoding.items():
                 cell = self._clients.cell(key)

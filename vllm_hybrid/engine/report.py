@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 from vllm.v1.request import Request
 
 from vllm_hybrid.engine.ledger import per_lane
+from vllm_hybrid.policy.gap import EngineShape, gap_bounds
 from vllm_hybrid.policy.request import ClientKey, Lane, RequestView
 from vllm_hybrid.policy.waits import REMEDIES, Reason
 
 if TYPE_CHECKING:
     from vllm_hybrid.engine.scheduler import HybridMixin
 
-_MOST_GAP_CLIENTS = 1000  # clients looked at for the service gap: a flood of names must not slow the engine
 _MOST_PLACES = 10_000  # requests counted through for somebody's place in its line
 _PREFIXES = ("", "cmpl-", "chatcmpl-", "resp_", "generate-tokens-")
 
@@ -33,6 +33,7 @@ class Reporter:
         self._s = scheduler
         self._finished_s = [dict[Reason, float]() for _ in Lane]
         self._predicted = (0.0, 0.0)
+        self._last_gaps = dict.fromkeys(Lane, 0.0)
 
     # -- for the metrics -------------------------------------------------------------------------------------------
     def drain(self, named: Iterable[str] = ()) -> dict[str, Any]:
@@ -46,8 +47,8 @@ class Reporter:
             "clients": s.clients.drain(),
             "waiting": {lane.label: self._waiting(lane) for lane in Lane},
             "waited_s": {lane.label: self._waited(lane) for lane in Lane},
-            "service_gap": {lane.label: self.service_gap(lane) for lane in Lane},
-            "service_gap_bound": self.service_gap_bound(),
+            "service_gap": {lane.label: gap for lane, gap in self._gaps().items()},
+            "service_gap_bound": {lane.label: bound for lane, bound in self.service_gap_bounds().items()},
             "step_seconds": self._step_seconds(),
             "config_version": s.live.version,
         }
@@ -80,29 +81,34 @@ class Reporter:
         self._finished_s[lane] = dict(now)
         return {reason.value: seconds - before.get(reason, 0.0) for reason, seconds in now.items()}
 
+    def _gaps(self) -> dict[Lane, float]:
+        self._s.ledger.settle()
+        self._last_gaps = self._s.gaps.take()
+        return self._last_gaps
+
     def _step_seconds(self) -> dict[str, float]:
         before, predictor = self._predicted, self._s.predictor
         self._predicted = (predictor.predicted_s, predictor.real_s)
         return {"predicted": self._predicted[0] - before[0], "real": self._predicted[1] - before[1]}
 
-    def service_gap(self, lane: Lane) -> float:
-        """Largest minus smallest counter among the clients that wait (the first thousand of them)."""
-        keys = itertools.islice(self._s.waiting_requests.clients(lane), _MOST_GAP_CLIENTS)
-        values = [self._s.counters.value(key) for key in keys]
-        return max(values) - min(values) if values else 0.0
-
-    def service_gap_bound(self) -> float:
-        """2U of the VTC paper, for the longest prompt the model takes and a client of weight 1."""
+    def service_gap_bounds(self) -> dict[Lane, float | None]:
+        """The bound on the gap that holds in this configuration; None where none does."""
         s = self._s
-        pool_tokens = s.kv_cache_manager.block_pool.num_gpu_blocks * s.block_size
-        return 2 * max(s.counters.input_price * s.max_model_len, s.counters.output_price * pool_tokens)
+        shape = EngineShape(
+            pool_tokens=s.kv_cache_manager.block_pool.num_gpu_blocks * s.block_size,
+            longest_tokens=s.max_model_len,
+            slots=s.max_num_active_reqs,
+            drafts=s.num_spec_tokens,
+            one_prefill=not s.scheduler_config.long_prefill_token_threshold,
+        )
+        return gap_bounds(s.hybrid_config, s.counters, shape)
 
     # -- for an operator -------------------------------------------------------------------------------------------
     def status(self) -> dict[str, Any]:
         """The engine at a glance."""
         s = self._s
         pool = s.kv_cache_manager.block_pool
-        requests, waiting = self.requests(), s.waiting_requests
+        requests, waiting, bounds = self.requests(), s.waiting_requests, self.service_gap_bounds()
         return {
             "preset": s.hybrid_config.preset,
             "config_version": s.live.version,
@@ -111,11 +117,11 @@ class Reporter:
                     **requests[lane.label],
                     "clients_waiting": waiting.clients_waiting(lane),
                     "held_back_by": s.waits.reason(lane).value if waiting.lane_length(lane) else None,
-                    "service_gap": self.service_gap(lane),
+                    "service_gap": max(self._last_gaps[lane], s.gaps.largest[lane]),
+                    "service_gap_bound": bounds[lane],
                 }
                 for lane in Lane
             },
-            "service_gap_bound": self.service_gap_bound(),
             "slots": {"most": s.max_num_active_reqs, "free": s.viewer.free_slots()},
             "blocks": {"total": pool.num_gpu_blocks, "free": pool.get_num_free_blocks()},
             "predictor": {"ready": s.predictor.ready, "error_ratio": s.predictor.error_ratio},

@@ -39,6 +39,7 @@ from vllm_hybrid.engine.tally import StepMode, Tally
 from vllm_hybrid.engine.view import Viewer
 from vllm_hybrid.policy.billing import PromptBilling
 from vllm_hybrid.policy.fairness import VirtualCounters
+from vllm_hybrid.policy.gap import ServiceGaps
 from vllm_hybrid.policy.groups import Groups
 from vllm_hybrid.policy.latency import StepWork
 from vllm_hybrid.policy.limits import limits_of, limits_running
@@ -79,7 +80,8 @@ class HybridMixin(Steering):
         self._install(self.waiting_requests, viewer, Tally(), clients, self._shadow)
         fairness = self.hybrid_config.fairness
         billing = PromptBilling(fairness.charge_cached, fairness.bill_recompute)
-        self.ledger = Ledger(self.counters, self.viewer.view_of, billing, clients)
+        self.gaps = ServiceGaps(self.counters, self.waiting_requests)
+        self.ledger = Ledger(self.counters, self.viewer.view_of, billing, clients, self.gaps)
         self.timer = StepTimer(self.predictor)
         self._live: Counter[ClientKey] = Counter()  # requests in the system, by client
         self._planned_membership = -1  # membership for which the last plan still stands

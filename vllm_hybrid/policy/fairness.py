@@ -85,6 +85,11 @@ class VirtualCounters:
         """The client's share weight."""
         return self._weights.get(key[1], 1.0)
 
+    @property
+    def least_weight(self) -> float:
+        """The smallest weight there is."""
+        return min(1.0, *self._weights.values()) if self._weights else 1.0
+
     def parent(self, key: ClientKey) -> Parent:
         """Whom the counter is compared within."""
         group = self._groups.get(key[1])

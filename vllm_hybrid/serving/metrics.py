@@ -49,8 +49,8 @@ GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "waiting_requests": ("Requests that wait now, by what keeps them waiting.", ("lane", "reason")),
     "client_waiting_requests": ("Requests of the client that wait now.", ("lane", "client")),
     "client_waiting_tokens": ("Prompt tokens of the client that wait now.", ("lane", "client")),
-    "service_gap": ("Largest minus smallest counter among the clients that wait.", ("lane",)),
-    "service_gap_bound": ("The VTC paper's bound on the gap; it binds with memory.gate max_tokens.", ()),
+    "service_gap": ("Largest gap between the counters of two waiting clients since the last collection.", ("lane",)),
+    "service_gap_bound": ("The bound on the gap; absent where none holds (memory.gate).", ("lane",)),
     "predictor_error_ratio": ("Relative error of the step time predictor.", ()),
     "config_version": ("Version of the live settings.", ()),
 }
@@ -115,7 +115,9 @@ def standing(drained: Mapping[str, Any]) -> Iterator[Sample]:
         for lane, values in drained[key].items():
             yield from ((name, (lane, inner), value) for inner, value in values.items())
     yield from (("service_gap", (lane,), value) for lane, value in drained["service_gap"].items())
-    yield "service_gap_bound", (), drained["service_gap_bound"]
+    for lane, bound in drained["service_gap_bound"].items():
+        if bound is not None:
+            yield "service_gap_bound", (lane,), bound
     yield "config_version", (), drained["config_version"]
     if (error_ratio := drained["predictor"]["error_ratio"]) is not None:
         yield "predictor_error_ratio", (), error_ratio

@@ -72,9 +72,19 @@ class ToyEngine:
         assert blocks_of(view.prompt_tokens + output_tokens) <= self.machine.blocks, "could never run"
         view.arrival_s = self.now_s
         self.outputs[view] = view.max_output_tokens = output_tokens
-        if not self.queue.waits(view.key):
-            self.counters.lift(view.key, self.queue.smallest_counter(view.key[0]))
+        self.queue.lift(view.key)
         self.queue.add(view)
+
+    def abort(self, view: RequestView) -> None:
+        """The caller leaves."""
+        if not self.queue.discard(view):
+            self.pool.free += blocks_of(view.computed_tokens)
+            (self.running if view in self.running else self.parked).remove(view)
+
+    def lose_memory(self, view: RequestView) -> None:
+        """A running request is preempted, whatever the policy says."""
+        self.running.remove(view)
+        self._forget(view)
 
     def step(self) -> int:
         """Plan and run one step; the tokens it computed."""
