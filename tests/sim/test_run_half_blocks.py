@@ -50,6 +50,24 @@ def test_forms_come_and_go_and_nothing_is_left(preset: str, async_mode: bool) ->
     assert blocks.demand_blocks == 0 and not blocks.half_requests and run.policy_errors == 0
 
 
+def test_the_metrics_tell_blocks_and_requests_by_form() -> None:
+    simulation = Simulation(mixed_load(3), ours("hidden"), OPT_13B, dataclasses.replace(TIGHT, max_seqs=16), seed=0)
+    scheduler, told = simulation.scheduler, []
+    schedule = scheduler.schedule
+
+    def tell_and_schedule(*args: object) -> object:
+        told.append((scheduler.report.cache_blocks(), scheduler.report.cache_requests()))
+        return schedule(*args)
+
+    scheduler.schedule = tell_and_schedule
+    simulation.run(None)
+    blocks, requests = zip(*told, strict=True)
+    assert {sum(tell.values()) for tell in blocks} == {scheduler.blocks.block_pool.num_gpu_blocks - 1}
+    assert max(tell["half"] for tell in blocks) > 0 < max(tell["half"] for tell in requests)
+    assert any(tell["kv"] and tell["half"] for tell in requests)
+    assert scheduler.report.cache_blocks()["half"] == 0
+
+
 def test_projecting_in_every_step_is_slower_than_reading_absorbed() -> None:
     absorbed, projected = (
         simulate(burst(), dataclasses.replace(ours("hidden"), engine={"project_hidden": flag}), OPT_13B, TIGHT)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 DRAINED: dict[str, Any] = {
+    "cache_blocks": {"kv": 30, "half": 4, "free": 66},
+    "cache_requests": {"kv": 3, "half": 2},
     "requests": {
         "online": {"waiting": 3, "running": 2, "paused": 0},
         "offline": {"waiting": 100, "running": 1, "paused": 1},

@@ -61,6 +61,7 @@ def test_deltas_add_up_and_states_replace_each_other() -> None:
     assert value(registry, "waiting_requests", lane="offline", reason="own_queue") == 90
     assert value(registry, "budget_tokens_total", kind="used") == 120
     assert value(registry, "step_seconds_total", kind="real") == 2
+    assert value(registry, "cache_blocks", form="half") == 4 and value(registry, "cache_requests", form="kv") == 3
     assert value(registry, "steps_total", mode="plan", contended="true") == 8
     assert value(registry, "steps_total", mode="plan", contended="false") == 2
     assert value(registry, "policy_errors_total") == 0

@@ -50,6 +50,8 @@ class Reporter:
             "service_gap": {lane.label: gap for lane, gap in self._gaps().items()},
             "service_gap_bound": {lane.label: bound for lane, bound in self.service_gap_bounds().items()},
             "step_seconds": self._step_seconds(),
+            "cache_blocks": self.cache_blocks(),
+            "cache_requests": self.cache_requests(),
             "config_version": s.live.version,
         }
 
@@ -66,6 +68,18 @@ class Reporter:
             }
             for lane in Lane
         }
+
+    def cache_blocks(self) -> dict[str, int]:
+        """Blocks of the pool that hold KV, that are split into halves (the form beside KV), and that are free."""
+        pool, blocks = self._s.kv_cache_manager.block_pool, self._s.blocks
+        free, half = pool.get_num_free_blocks(), 0 if blocks is None else blocks.half_blocks.ids.split_blocks
+        return {"kv": pool.num_gpu_blocks - 1 - free - half, "half": half, "free": free}
+
+    def cache_requests(self) -> dict[str, int]:
+        """Running requests by the form of their blocks."""
+        running, blocks = self._s.running, self._s.blocks
+        half = 0 if blocks is None else sum(blocks.halves_of(r.request_id) > 1 for r in running)
+        return {"kv": len(running) - half, "half": half}
 
     def _waiting(self, lane: Lane) -> dict[str, int]:
         """Waiting requests by reason: the first of every line has its lane's, the others stand behind their own."""
@@ -123,7 +137,7 @@ class Reporter:
                 for lane in Lane
             },
             "slots": {"most": s.max_num_active_reqs, "free": s.viewer.free_slots()},
-            "blocks": {"total": pool.num_gpu_blocks, "free": pool.get_num_free_blocks()},
+            "blocks": {"total": pool.num_gpu_blocks, **self.cache_blocks()},
             "predictor": {"ready": s.predictor.ready, "error_ratio": s.predictor.error_ratio},
         }
 

@@ -49,6 +49,8 @@ GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "waiting_requests": ("Requests that wait now, by what keeps them waiting.", ("lane", "reason")),
     "client_waiting_requests": ("Requests of the client that wait now.", ("lane", "client")),
     "client_waiting_tokens": ("Prompt tokens of the client that wait now.", ("lane", "client")),
+    "cache_blocks": ("Blocks of the KV pool that hold KV, that are split into halves, and that are free.", ("form",)),
+    "cache_requests": ("Running requests by the form of their blocks.", ("form",)),
     "service_gap": ("Largest gap between the counters of two waiting clients since the last collection.", ("lane",)),
     "service_gap_bound": ("The bound on the gap; absent where none holds (memory.gate).", ("lane",)),
     "predictor_error_ratio": ("Relative error of the step time predictor.", ()),
@@ -114,6 +116,8 @@ def standing(drained: Mapping[str, Any]) -> Iterator[Sample]:
     for name, key in (("requests", "requests"), ("waiting_requests", "waiting")):
         for lane, values in drained[key].items():
             yield from ((name, (lane, inner), value) for inner, value in values.items())
+    for name in ("cache_blocks", "cache_requests"):
+        yield from ((name, (form,), value) for form, value in drained[name].items())
     yield from (("service_gap", (lane,), value) for lane, value in drained["service_gap"].items())
     for lane, bound in drained["service_gap_bound"].items():
         if bound is not None:
