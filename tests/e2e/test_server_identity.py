@@ -47,7 +47,11 @@ def server(start_server: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
         OPS: {"client": "ops", "admin": True, "delegate": True},
     }
     keys.write_text(json.dumps({key_hash(key): entry for key, entry in entries.items()}))
-    settings = {"strict": True, "identity": {"keys_file": str(keys), "header": HEADER, "private_prefixes": True}}
+    settings = {
+        "strict": True,
+        "identity": {"keys_file": str(keys), "header": HEADER, "private_prefixes": True},
+        "memory": {"gate": "max_tokens"},  # so that the bound on the service gap is there to be shown
+    }
     flags = ("--scheduler", "hybrid", "--hybrid-config", json.dumps(settings), "--enable-scale-out")
     return start_server(*flags, "--api-key", *entries)  # vLLM's own guard beside ours
 

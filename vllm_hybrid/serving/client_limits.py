@@ -106,10 +106,10 @@ _books: ClientBooks | None = None
 
 
 def install(config: HybridConfig) -> None:
-    """Keep the limits of these settings in this process, if they have any."""
+    """Keep the limits of these settings in this process; settings without any, of another engine, leave them alone."""
     global _books
-    _books = ClientBooks(config) if limits_arriving(config) else None
-    if _books is not None:
+    if limits_arriving(config):
+        _books = ClientBooks(config)
         _watch_output_processors()
 
 
