@@ -138,10 +138,12 @@ class FairnessConfig(Section):
 
 
 class MemoryConfig(Section):
-    gate: Literal["none", "max_tokens"] = "none"
+    gate: Literal["auto", "none", "max_tokens", "expected"] = "auto"
     """What an admission must leave of the KV pool. none: room for the prompt, as in vLLM; what runs may later have to
-    be preempted. max_tokens: room for everything that runs up to its max_tokens, at every moment until the last of it
-    ends, so that nothing is ever preempted (the engine of the VTC paper). Give requests a tight max_tokens then."""
+    be preempted. expected: what runs is also expected to need, at every moment, by the lengths of each client's earlier
+    answers, and a margin; so little is preempted. max_tokens: room for everything that runs up to its max_tokens, so
+    that nothing is ever preempted (the engine of the VTC paper); give requests a tight max_tokens then. auto: expected
+    with the preset `hybrid`, else none."""
 
 
 class HybridConfig(Section):
@@ -152,7 +154,7 @@ class HybridConfig(Section):
 
     mode: Literal["active", "shadow"] = "active"
     """active: the policy decides. shadow: it decides, stock vLLM's steps are taken all the same, and what would have
-    been different is counted (vllm_hybrid_shadow_steps_total). For the preset `hybrid` without memory.gate."""
+    been different is counted (vllm_hybrid_shadow_steps_total). For the preset `hybrid` without the gate max_tokens."""
 
     strict: StrictBool = False
     """Raise when the policy fails, instead of serving that step as stock vLLM would. For tests."""
@@ -190,6 +192,13 @@ class HybridConfig(Section):
                 raise ValueError(f"clients.{name}.group = {client.group!r}: must be one of `groups`: {known}")
         return self
 
+    @property
+    def memory_gate(self) -> Literal["none", "max_tokens", "expected"]:
+        """The gate in force."""
+        if self.memory.gate == "auto":
+            return "expected" if self.preset == "hybrid" else "none"
+        return self.memory.gate
+
     @model_validator(mode="after")
     def _the_policy_has_its_targets(self) -> HybridConfig:
         online = self.slo.online
@@ -208,8 +217,8 @@ class HybridConfig(Section):
 
     @model_validator(mode="after")
     def _shadow_is_for_hybrid(self) -> HybridConfig:
-        if self.mode == "shadow" and (self.preset != "hybrid" or self.memory.gate != "none"):
-            raise ValueError("mode = 'shadow': must go with preset = 'hybrid' and without memory.gate")
+        if self.mode == "shadow" and (self.preset != "hybrid" or self.memory_gate == "max_tokens"):
+            raise ValueError("mode = 'shadow': must go with preset = 'hybrid' and without memory.gate = 'max_tokens'")
         return self
 
     @model_validator(mode="after")

@@ -91,7 +91,7 @@ class LiveSettings:
         s.counters.set_shares(*shares(config))
         s.waiting_requests.regroup()
         s.limit_running()
-        s.viewer.timed = config.slo.has_online_target or s.counters.lengths is not None
+        s.viewer.timed = s.follows_outputs(config)
         if (config.slo, config.lanes) != (before.slo, before.lanes):
             s.planner = PRESETS[config.preset].make_planner(config, s.counters, s.predictor)
         s._planned_membership = -1  # the last plan was made under the old settings

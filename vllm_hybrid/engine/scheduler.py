@@ -24,6 +24,7 @@ from vllm.v1.request import Request, RequestStatus
 from vllm_hybrid import compat
 from vllm_hybrid.cache.manager import HalfBlockManager
 from vllm_hybrid.cache.scheduler import ChoosesForm
+from vllm_hybrid.config import HybridConfig
 from vllm_hybrid.engine import utilities
 from vllm_hybrid.engine.clients import ClientTally
 from vllm_hybrid.engine.explain import Explainer
@@ -40,6 +41,7 @@ from vllm_hybrid.engine.view import Viewer
 from vllm_hybrid.policy.billing import PromptBilling
 from vllm_hybrid.policy.fairness import VirtualCounters
 from vllm_hybrid.policy.gap import ServiceGaps
+from vllm_hybrid.policy.gate import ExpectingPlanner
 from vllm_hybrid.policy.groups import Groups
 from vllm_hybrid.policy.latency import StepWork
 from vllm_hybrid.policy.limits import limits_of, limits_running
@@ -48,6 +50,7 @@ from vllm_hybrid.policy.planner import Planner
 from vllm_hybrid.policy.presets import PRESETS
 from vllm_hybrid.policy.remote import SharedCounters
 from vllm_hybrid.policy.request import ClientKey, Lane, RequestView
+from vllm_hybrid.policy.value import Urgency
 from vllm_hybrid.policy.waiting import WaitingRequests
 from vllm_hybrid.settings import settings_of
 
@@ -72,8 +75,9 @@ class HybridMixin(Steering):
         self.fair_counters: VirtualCounters | SharedCounters = self.counters  # what lifts and forgets
         if self.hybrid_config.profile is not None:
             seed(self.predictor, self.hybrid_config.profile, self.vllm_config)
-        self.waiting_requests = WaitingRequests(self.counters, self.policy == SchedulingPolicy.PRIORITY)
-        timed = self.hybrid_config.slo.has_online_target or self.counters.lengths is not None
+        urgency = Urgency() if preset.by_value else None
+        self.waiting_requests = WaitingRequests(self.counters, self.policy == SchedulingPolicy.PRIORITY, urgency)
+        timed = self.follows_outputs(self.hybrid_config)
         viewer = Viewer(self, lambda: self.clock(), preset.key, timed, self.blocks)
         clients = ClientTally(self.hybrid_config.clients, self.hybrid_config.metrics.first_clients)
         self._shadow = self.hybrid_config.mode == "shadow"
@@ -100,6 +104,12 @@ class HybridMixin(Steering):
         self.sharing = Sharing(self)
         self.explainer = Explainer(self)
         self.planner = preset.make_planner(self.hybrid_config, self.counters, self.predictor)
+        survival = self.planner.survival if isinstance(self.planner, ExpectingPlanner) else None
+        self._lengths = [learner for learner in (self.counters.lengths, survival) if learner is not None]
+
+    def follows_outputs(self, config: HybridConfig) -> bool:
+        """Whether the progress of every output matters to the policy."""
+        return config.slo.has_online_target or config.memory_gate == "expected" or self.counters.lengths is not None
 
     def limit_running(self) -> None:
         """Take the limits on running requests from the settings."""
@@ -311,8 +321,9 @@ class HybridMixin(Steering):
             self.parked.pop(request.request_id, None)
             key = self.viewer.view_of(request).key
             self._live[key] -= 1
-            if self.counters.lengths is not None and request.status in _ENDED_BY_ITSELF:
-                self.counters.lengths.observe(key, request.num_output_tokens)
+            if self._lengths and request.status in _ENDED_BY_ITSELF:
+                for lengths in self._lengths:
+                    lengths.observe(key, request.num_output_tokens)
             if self._live[key] <= 0:
                 del self._live[key]
                 self._forget_idle()

@@ -22,6 +22,7 @@ from vllm_hybrid.policy.latency import StepTimePredictor
 from vllm_hybrid.policy.offline import UNTRAINED_TOKENS, Budget
 from vllm_hybrid.policy.plan import StepPlan, StepView
 from vllm_hybrid.policy.request import ClientKey, Lane, RequestView
+from vllm_hybrid.policy.value import LATE_SHARE
 from vllm_hybrid.policy.waits import Reason
 
 MAX_BYPASSES = 64
@@ -63,7 +64,7 @@ class Admission:
         counters = self.view.waiting.counters
         # Closed at once when the step ends, also by an exception: an open walk keeps clients out of the next one.
         with contextlib.closing(self.view.waiting.walk(lane, self.promised, closed)) as newcomers:
-            for request in itertools.chain(self._resuming(lane), newcomers):
+            for request in itertools.chain(self._resuming(lane), self._aged(lane), newcomers):
                 if passed and passed[-1].started and request.started and lane is Lane.OFFLINE:
                     continue  # victims come back one after the other
                 barred = request.bypassed >= MAX_BYPASSES
@@ -100,6 +101,7 @@ class Admission:
                     if taken := self.view.admitted_tokens(request):
                         chunk = min(chunk, taken)  # less, if a KV connector had more of it
                         self.admitted += 1
+                        self._note_late(request)
                         budget.spend_chunk(self.predictor, chunk, done_tokens)
                         self._bypass(passed)
                         counters.add_promise(self._promised, request, request.missing_tokens)
@@ -108,6 +110,19 @@ class Admission:
                 if any(other.bypassed >= MAX_BYPASSES for other in passed):
                     return False
         return not passed
+
+    def _aged(self, lane: Lane) -> list[RequestView]:
+        """A late request whose turn it is whatever it is worth."""
+        waiting = self.view.waiting
+        if lane is Lane.OFFLINE or waiting.urgency is None or waiting.since_late < LATE_SHARE:
+            return []
+        longest = waiting.longest_late()
+        return [] if longest is None else [longest]
+
+    def _note_late(self, request: RequestView) -> None:
+        waiting = self.view.waiting
+        if request.key[0] is Lane.ONLINE:
+            waiting.since_late = 0 if request.late else waiting.since_late + 1
 
     @functools.cached_property
     def _comeback(self) -> Comeback:

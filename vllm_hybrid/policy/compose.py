@@ -30,6 +30,8 @@ from vllm_hybrid.policy.slowdown import Grant, Slowdown
 
 MIN_PREFILL_TOKENS = 32  # online prefill of a step even where the slack is used up: a queue must move
 _PATIENCE_S = 0.25  # an online prompt that came longer ago is not held back for the gaps of others
+_STRICT_AIM = 0.96  # of the slack where single gaps count: the margin foresees nine in ten, an answer has hundreds
+_ALLOWED_GAP = 1.0  # service, in tokens of the pool, that a client may fall behind while its requests are late
 _MAX_HEADS = 8  # waiting online requests for which room is made in one step
 
 
@@ -44,6 +46,7 @@ class HybridPlanner:
         self._counters = counters
         self._predictor = predictor
         self._deadlines = Deadlines(config.slo)
+        self._aim = _STRICT_AIM if config.slo.online.gap == "strict" else 1.0
         self._filler = OfflineFiller(predictor, counters)
         self._earliest_s = math.inf
         self._slowdown: Slowdown | None = None
@@ -55,6 +58,7 @@ class HybridPlanner:
 
     def plan(self, view: StepView) -> StepPlan:
         """Decide one step."""
+        self._judge(view)
         groups = Groups.of(view.running)
         plan = StepPlan(token_budget=view.max_tokens, order=list(groups.online_decodes))
         if self._slowdown is not None:
@@ -121,6 +125,16 @@ class HybridPlanner:
             due_s = (now_s + pending_s if pending_s else last_output_s) + tbt_s
         return seconds * (1 + self._predictor.margin) <= due_s - now_s - pending_s
 
+    def _judge(self, view: StepView) -> None:
+        """Tell the waiting line what makes a request late."""
+        waiting = view.waiting
+        if waiting.urgency is not None:
+            waiting.urgency.ttft_s = self._slo.online.ttft_s or math.inf
+            waiting.urgency.now_s = view.now_s + view.pending_s
+            if self._predictor.ready:
+                waiting.urgency.token_s = self._predictor.prefill_seconds(view.max_tokens, 0) / view.max_tokens
+            waiting.allowed_gap = _ALLOWED_GAP * view.total_blocks * view.block_tokens
+
     # -- online ------------------------------------------------------------------------------------------------------
     def _heads(self, view: StepView, groups: Groups, tokens: int) -> list[RequestView]:
         """The online requests whose prefill would start in a step with `tokens` to give.
@@ -181,7 +195,7 @@ class HybridPlanner:
         returns_s = view.now_s + view.pending_s
         self._earliest_s = self._deadlines.earliest(groups.online_decodes, view.last_output_s, returns_s)
         slack_s = max(0.0, self._earliest_s - returns_s)
-        return base_s, slack_s / (1 + self._predictor.margin) - base_s
+        return base_s, self._aim * slack_s / (1 + self._predictor.margin) - base_s
 
     def _offline_seconds(
         self,

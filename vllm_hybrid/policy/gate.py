@@ -13,15 +13,18 @@ longer by the steps that it takes, because decodes do not wait for it.
 from __future__ import annotations
 
 import contextlib
+import functools
 from bisect import insort
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
+from vllm_hybrid.policy.expected import ExpectedGate
 from vllm_hybrid.policy.latency import StepWork
 from vllm_hybrid.policy.plan import StepPlan, StepView
 from vllm_hybrid.policy.planner import Planner
 from vllm_hybrid.policy.request import Lane, RequestView
+from vllm_hybrid.policy.survival import Survival
 
 _RECHECK_STEPS = 10  # between two looks at a head that did not fit, while nobody leaves; as in the paper's engine
 _LAG_STEPS = 1  # an asynchronous engine schedules one more step before it learns that a request ended
@@ -187,7 +190,7 @@ def _gated(view: StepView, gate: Gate) -> StepView:
     )
 
 
-def _watched(candidates: Iterable[RequestView], view: StepView, gate: Gate) -> Iterator[RequestView]:
+def _watched(candidates: Iterable[RequestView], view: StepView, gate: Gate | LazyGate) -> Iterator[RequestView]:
     """The same candidates; the gate learns who of them came in."""
     with contextlib.closing(_opened(candidates)) as opened:
         for request in opened:
@@ -199,3 +202,58 @@ def _watched(candidates: Iterable[RequestView], view: StepView, gate: Gate) -> I
 def _opened(candidates: Iterable[RequestView]) -> Generator[RequestView, None, None]:
     """As a generator, so that closing it closes them."""
     yield from candidates
+
+
+class ExpectingPlanner:
+    """Shows a planner only what the gate on expected memory lets in."""
+
+    def __init__(self, planner: Planner, survival: Survival) -> None:
+        self._planner = planner
+        self.survival = survival
+        self.always = planner.always
+
+    def plan(self, view: StepView) -> StepPlan:
+        """The planner's step, with the gate before its admissions; it costs nothing where nobody could come in."""
+        if not len(view.waiting):
+            return self._planner.plan(view)
+        gate = LazyGate(view, self.survival)
+        plan = self._planner.plan(_expecting(view, gate))
+        plan.candidates = _watched(plan.candidates, view, gate)
+        return plan
+
+    def reusable(self, work: StepWork, now_s: float, pending_s: float, last_output_s: float, steps: int) -> bool:
+        """As the planner's own."""
+        return self._planner.reusable(work, now_s, pending_s, last_output_s, steps)
+
+
+class LazyGate:
+    """The gate of a step, made when it is first asked for."""
+
+    def __init__(self, view: StepView, survival: Survival) -> None:
+        self._view = view
+        self._survival = survival
+
+    @functools.cached_property
+    def _gate(self) -> ExpectedGate:
+        self._survival.refresh(self._view.running)
+        return ExpectedGate(self._view, self._survival)
+
+    def fits(self, request: RequestView) -> bool:
+        """Whether a waiting request may come in."""
+        return self._gate.fits(request)
+
+    def admit(self, request: RequestView) -> None:
+        """The request came in."""
+        self._gate.admit(request)
+
+
+def _expecting(view: StepView, gate: LazyGate) -> StepView:
+    parked = set(view.parked)
+
+    def admissible_tokens(request: RequestView, reserve: int) -> int:
+        return view.admissible_tokens(request, reserve) if request in parked or gate.fits(request) else 0
+
+    def blocks_needed(request: RequestView) -> int:
+        return view.blocks_needed(request) if request in parked or gate.fits(request) else view.total_blocks
+
+    return replace(view, admissible_tokens=admissible_tokens, blocks_needed=blocks_needed)

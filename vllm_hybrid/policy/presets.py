@@ -14,7 +14,7 @@ from vllm_hybrid.config import DEFAULT_CLIENT, HybridConfig
 from vllm_hybrid.policy.compose import HybridPlanner
 from vllm_hybrid.policy.cost import ProfiledPrices, SecondPrices, TokenPrices
 from vllm_hybrid.policy.fairness import VirtualCounters, group_name
-from vllm_hybrid.policy.gate import GatedPlanner
+from vllm_hybrid.policy.gate import ExpectingPlanner, GatedPlanner
 from vllm_hybrid.policy.latency import StepTimePredictor
 from vllm_hybrid.policy.lengths import PREDICTIONS
 from vllm_hybrid.policy.planner import Planner
@@ -31,6 +31,7 @@ from vllm_hybrid.policy.published.sarathi import FcfsPlanner, SarathiPlanner
 from vllm_hybrid.policy.published.sarathi_pp import HygenStarPlanner, SarathiPlusPlanner
 from vllm_hybrid.policy.published.vtc import UnliftedCounters, VtcPlanner
 from vllm_hybrid.policy.request import ClientKey, Lane
+from vllm_hybrid.policy.survival import Survival
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,7 @@ class Preset:
     predictor: Callable[[HybridConfig], StepTimePredictor] = lambda config: StepTimePredictor()
     lanes: bool = False
     clients: bool = False
+    by_value: bool = False  # waiting online requests of a client stand in the order of their value
     simulator_only: bool = False  # an emulation for comparisons, refused on a server
 
     def key(self, lane: Lane, client: str) -> ClientKey:
@@ -65,8 +67,10 @@ class Preset:
     def make_planner(self, config: HybridConfig, counters: VirtualCounters, predictor: StepTimePredictor) -> Planner:
         """The planner of this policy, behind the memory gate if the settings ask for it."""
         planner = self.planner(config, counters, predictor)
-        if config.memory.gate == "none":
+        if config.memory_gate == "none":
             return planner
+        if config.memory_gate == "expected":
+            return ExpectingPlanner(planner, Survival())
         return GatedPlanner(planner, planner.step_tokens if isinstance(planner, BatchPlanner) else 0)
 
 
@@ -84,6 +88,7 @@ PRESETS: dict[str, Preset] = {
         HybridPlanner,
         lanes=True,
         clients=True,
+        by_value=True,
     ),
     "fcfs": Preset("in order of arrival, as stock vLLM", "vLLM 0.32", FcfsPlanner),
     "sarathi": Preset(

@@ -56,6 +56,7 @@ class RequestView:
     billed_prompt_tokens: int = 0  # prompt tokens charged so far: a recompute is not billed again
     disturbed_s: float = -math.inf  # when it last lost its memory to somebody else, or came back after that
     started: bool = False  # ran before and lost its memory: it resumes before anything new of its lane
+    late: bool = False  # its first token cannot come in time any more
     bypassed: int = 0  # later requests admitted while this one did not fit
 
     # Kept by the books of waits (`policy/waits.py`).

@@ -17,8 +17,12 @@ from collections.abc import Callable, Collection, Generator, Iterable, Iterator,
 from vllm_hybrid.policy.fairness import Parent, VirtualCounters
 from vllm_hybrid.policy.lines import ArrivalLine, PriorityLine
 from vllm_hybrid.policy.request import ClientKey, Lane, RequestView
+from vllm_hybrid.policy.value import Urgency, ValueLine
 
 _CHUNK = 16  # requests of one client looked at together
+
+
+Line = ArrivalLine | PriorityLine | ValueLine
 
 
 class WaitingRequests:
@@ -26,12 +30,19 @@ class WaitingRequests:
 
     counters: decides between clients. by_priority: vLLM's `--scheduling-policy priority` orders inside a client.
     slots_left: how many more requests of a client may run; None: any number.
+    urgency: orders online requests by value inside a client (`value.py`); late ones count, when clients are compared,
+    as if their client had been served `allowed_gap` more.
     """
 
-    def __init__(self, counters: VirtualCounters, by_priority: bool = False) -> None:
+    def __init__(
+        self, counters: VirtualCounters, by_priority: bool = False, urgency: Urgency | None = None
+    ) -> None:
         self.counters = counters
-        self._new_line = PriorityLine if by_priority else ArrivalLine
-        self._lines: dict[ClientKey, ArrivalLine | PriorityLine] = {}
+        self._by_priority = by_priority
+        self.urgency = urgency
+        self.allowed_gap = 0.0
+        self.since_late = 0  # online admissions since a late one
+        self._lines: dict[ClientKey, Line] = {}
         self._length = dict.fromkeys(Lane, 0)
         self._clients_waiting = dict.fromkeys(Lane, 0)
         # Requests that already ran and lost their memory: they come back before anything new of their lane.
@@ -78,10 +89,17 @@ class WaitingRequests:
                 del self._members[group]
                 self.counters.left(group)
 
-    def _line(self, view: RequestView) -> ArrivalLine | PriorityLine:
+    def _new_line(self, lane: Lane) -> Line:
+        if self._by_priority:
+            return PriorityLine()
+        if self.urgency is not None and lane is Lane.ONLINE:
+            return ValueLine(self.urgency)
+        return ArrivalLine()
+
+    def _line(self, view: RequestView) -> Line:
         line = self._lines.get(view.key)
         if line is None:
-            line = self._lines[view.key] = self._new_line()
+            line = self._lines[view.key] = self._new_line(view.key[0])
             self._clients_waiting[view.key[0]] += 1
             group = self.counters.parent(view.key)
             if not isinstance(group, Lane):
@@ -265,8 +283,9 @@ class WaitingRequests:
         self, parent: Parent, outstanding: Mapping[ClientKey, float], closed: Collection[ClientKey]
     ) -> Generator[RequestView, None, None]:
         heap = self._heap.get(parent, [])
-        local: list[tuple[float, int, ClientKey, Generator[RequestView, None, None]]] = []
+        local: list[tuple[float, int, ClientKey, Generator[RequestView, None, None], RequestView | None]] = []
         touched: list[ClientKey] = []
+        late: set[ClientKey] = set()
         try:
             while True:
                 top = self._top(parent)
@@ -278,20 +297,24 @@ class WaitingRequests:
                     source = (
                         self._walk(key, outstanding, closed) if key in self._members else self.newcomers(key, closed)
                     )
-                    heapq.heappush(local, (value, tick, key, source))
+                    heapq.heappush(local, (value, tick, key, source, None))
                     continue
                 if not local:
                     return
-                value, tick, key, source = local[0]
-                view = next(source, None)
+                value, tick, key, source, held_back = local[0]
+                view = next(source, None) if held_back is None or held_back.key in closed else held_back
                 if view is None:
                     heapq.heappop(local)
                     continue
+                if view.late and key not in late:  # all that follow it are late too
+                    late.add(key)
+                    heapq.heapreplace(local, (value + self.allowed_gap, tick, key, source, view))
+                    continue
                 value += self.counters.promise(view, view.missing_tokens) / self.counters.weight(key)
-                heapq.heapreplace(local, (value, tick, key, source))
+                heapq.heapreplace(local, (value, tick, key, source, None))
                 yield view
         finally:
-            for *_, source in local:
+            for _, _, _, source, _ in local:
                 source.close()
             for key in touched:
                 self._in_heap.discard(key)
@@ -309,6 +332,12 @@ class WaitingRequests:
                 return
             left -= 1
             yield view
+    def longest_late(self) -> RequestView | None:
+        """The late online request that has waited longest, of the client that was served least. O(clients)."""
+        keys = sorted(self.clients(Lane.ONLINE), key=self.counters.value)
+        lines = (self._lines[key] for key in keys)
+        found = (line.first_late() for line in lines if isinstance(line, ValueLine))
+        return next((view for view in found if view is not None and not view.started), None)
 
     def line(self, key: ClientKey) -> Iterator[RequestView]:
         """One client's line from its head, correct while requests are taken out of it."""

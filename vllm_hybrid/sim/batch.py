@@ -1,7 +1,8 @@
 """What a scheduled step computes, in the terms of a device model, and what the model would have answered.
 
 Reading a step must cost little beside scheduling it: while the same requests go on decoding, the last batch is carried
-on by two additions. Every decode answers with one token, every unfinished prompt with none.
+on by two additions. Every decode answers with one token, every unfinished prompt with none; where lengths are not known
+(`EngineSettings.known_lengths`) the last token of an answer is the one that ends it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from vllm_hybrid.sim.records import RequestRecord
 # The output of every decode and of every unfinished prompt; shared, because vLLM only reads them.
 _SAMPLED: list[int] = [7]
 _NOTHING: list[int] = []
+END_TOKEN = 8  # a stop token of every request whose length is not known
+_END: list[int] = [END_TOKEN]
+_ENDLESS = 1 << 30
 
 
 @dataclass(slots=True, eq=False)
@@ -56,15 +60,20 @@ class Batch:
 class BatchReader:
     """Turns scheduled steps into batches. While the same requests go on decoding, in O(1) Python steps each."""
 
-    def __init__(self, live: dict[str, Live], half_form: str | None, half_requests: Set[str]) -> None:
+    def __init__(
+        self, live: dict[str, Live], half_form: str | None, half_requests: Set[str], known_lengths: bool = True
+    ) -> None:
         self._live = live
         self._half_form, self._half_requests = half_form, half_requests
+        self._known_lengths = known_lengths
+        self._until_end = 0  # steps until an answer ends, if all go on decoding
         self._decoding: dict[str, int] = {}  # the last step, if everybody in it decoded
         self._batch = Batch([], 0, 0, 0, None, ModelRunnerOutput(req_ids=[], req_id_to_index={}))
 
     def read(self, step: SchedulerOutput) -> Batch:
         scheduled, batch = step.num_scheduled_tokens, self._batch
-        if scheduled == self._decoding:
+        if scheduled == self._decoding and (self._known_lengths or self._until_end > 1):
+            self._until_end -= 1
             half, rows = batch.half, 0
             if half is not None:
                 rows = half.rows
@@ -79,11 +88,12 @@ class BatchReader:
         sampled: list[list[int]] = []
         decodes = context_tokens = longest_tokens = half_rows = half_tokens = half_chunk_tokens = 0
         live, half_requests = self._live, self._half_requests
+        self._until_end = _ENDLESS
         for request_id, tokens in scheduled.items():
             entry = live[request_id]
             request = entry.request
             end = request.num_computed_tokens  # vLLM has advanced it
-            sampled.append(_NOTHING if request.is_prefill_chunk else _SAMPLED)
+            sampled.append(_NOTHING if request.is_prefill_chunk else self._answer(entry))
             if tokens == 1:  # the last token of a prompt costs what a decode costs
                 decodes += 1
                 if request_id in half_requests:
@@ -105,6 +115,19 @@ class BatchReader:
         if self._half_form is not None and (half_rows or half_chunk_tokens):
             half = HalfWork(self._half_form, half_rows, half_tokens, half_chunk_tokens)  # type: ignore[arg-type]
         self._batch = Batch(prefills, decodes, context_tokens, longest_tokens, half, output)
-        everybody_decodes = not prefills and _NOTHING not in sampled
+        everybody_decodes = self._until_end > 0 and not prefills and _NOTHING not in sampled
         self._decoding = scheduled if everybody_decodes else {}
         return self._batch
+
+    def _answer(self, entry: Live) -> list[int]:
+        """What a request that samples gets; notes when the first answer of the batch will end."""
+        if self._known_lengths:
+            return _SAMPLED
+        request = entry.request
+        tokens = request.num_output_tokens + max(1, request.num_output_placeholders)  # with the one sampled now
+        left = entry.record.request.output_tokens - tokens
+        if left <= 0:
+            self._until_end = 0
+            return _END
+        self._until_end = min(self._until_end, left)
+        return _SAMPLED

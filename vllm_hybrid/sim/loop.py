@@ -24,7 +24,7 @@ from vllm_hybrid.engine.scheduler import HybridScheduler, HybridSyncScheduler
 from vllm_hybrid.engine.tally import StepMode
 from vllm_hybrid.policy.latency import StepTimePredictor
 from vllm_hybrid.policy.presets import request_rate
-from vllm_hybrid.sim.batch import Batch, BatchReader, Live
+from vllm_hybrid.sim.batch import END_TOKEN, Batch, BatchReader, Live
 from vllm_hybrid.sim.device_models import Device
 from vllm_hybrid.sim.modelfree import STOCK, Classes, World, block_hasher, build
 from vllm_hybrid.sim.prompts import PromptTokens
@@ -37,10 +37,16 @@ PROGRESS_STEPS = 512
 
 
 @lru_cache(maxsize=4096)
-def _sampling(max_tokens: int, client: str, lane: str) -> SamplingParams:
-    """Greedy, to the given length; lane and client travel as on a server."""
+def _sampling(max_tokens: int, client: str, lane: str, known: bool) -> SamplingParams:
+    """Greedy, to the given length, or to the end token before; lane and client travel as on a server."""
     identity = {"client": client, "lane": lane}
-    return SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True, extra_args=identity)
+    return SamplingParams(
+        max_tokens=max_tokens,
+        temperature=0.0,
+        ignore_eos=True,
+        stop_token_ids=None if known else [END_TOKEN],
+        extra_args=identity,
+    )
 
 
 class Simulation:
@@ -60,7 +66,8 @@ class Simulation:
         self._hasher = block_hasher(settings.block_size) if settings.prefix_caching else None
         self._live: dict[str, Live] = {}
         blocks = None if half_form is None else self.scheduler.blocks
-        self._reader = BatchReader(self._live, half_form, blocks.half_requests if blocks else frozenset())
+        halves = blocks.half_requests if blocks else frozenset()
+        self._reader = BatchReader(self._live, half_form, halves, settings.known_lengths)
         self._random = random.Random(seed)
         self._predictor: StepTimePredictor | None = getattr(self.scheduler, "predictor", None)
         self._rate = None if contender.stock else request_rate(self.scheduler.hybrid_config)
@@ -105,10 +112,13 @@ class Simulation:
         return rate is not None and rate.retry_after_s(request.client, request.arrival_s) is not None
 
     def _make_request(self, request: SimRequest) -> Request:
+        settings = self.record.settings
+        known = settings.known_lengths
+        max_tokens = request.output_tokens if known else settings.max_model_len - request.prompt_tokens
         return Request(
             request.request_id,
             self._prompts.of(request),
-            _sampling(request.output_tokens, request.client, request.lane),
+            _sampling(max_tokens, request.client, request.lane, known),
             None,
             arrival_time=request.arrival_s,
             priority=request.priority,

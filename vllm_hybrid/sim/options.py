@@ -75,7 +75,7 @@ def contenders(presets: str, config: Mapping[str, Any], asked: Mapping[str, Any]
     Each preset is told what it reads of `config`; what was `asked` for and none of them reads is refused.
     """
     memory = config.get("memory")
-    gated = isinstance(memory, Mapping) and memory.get("gate", "none") != "none"
+    gated = isinstance(memory, Mapping) and memory.get("gate", "auto") not in ("auto", "none")
     found = []
     for name in _split("--preset", presets):
         if name in STOCK and not (gated and name == "fcfs"):

@@ -32,7 +32,11 @@ class SimRequest:
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """The engine around the scheduler, in vLLM's terms."""
+    """The engine around the scheduler, in vLLM's terms.
+
+    known_lengths: a request's max_tokens is the length of its answer. False: max_tokens is all that max_model_len
+    leaves, as for chat requests that say nothing, and the answer ends when its last token says so.
+    """
 
     max_seqs: int = 256
     step_tokens: int = 2048
@@ -44,6 +48,7 @@ class EngineSettings:
     watermark: float = 0.0
     long_prefill_tokens: int = 0
     project_hidden: bool = False  # hidden states are made K and V anew in every step, as by Apt-Serve; else absorbed
+    known_lengths: bool = True
 
 
 @dataclass(frozen=True)
