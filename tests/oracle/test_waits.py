@@ -13,7 +13,8 @@ from vllm_hybrid.policy.request import Lane, RequestView
 from vllm_hybrid.policy.waits import Reason
 from vllm_hybrid.sim.modelfree import EngineLoop, World
 
-TIGHT = World(num_blocks=120, max_seqs=12, step_tokens=128)
+UNGATED = (("strict", True), ("memory", {"gate": "none"}))  # so that who waits for memory lacks blocks now
+TIGHT = World(num_blocks=120, max_seqs=12, step_tokens=128, hybrid=UNGATED)
 WIDE = World(num_blocks=400, max_seqs=6)
 TIMED = World(max_seqs=16, hybrid=(("strict", True), ("slo", {"online": {"ttft_s": 1.0, "tbt_s": 0.03}})))
 SHAPE = Shape(jobs=80, arrival_steps=80)
