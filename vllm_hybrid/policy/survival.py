@@ -69,7 +69,8 @@ class Survival:
 
     def refresh(self, running: Iterable[RequestView]) -> None:
         """Draw the curves that are due, with `running` as answers of at least what they have generated."""
-        due = [(None, lane, curve) for lane, curve in self._lanes.items() if curve.due]
+        due: list[tuple[ClientKey | None, Lane, _Curve]] = []
+        due += [(None, lane, curve) for lane, curve in self._lanes.items() if curve.due]
         due += [(key, key[0], curve) for key, curve in self._clients.items() if curve.due]
         if not due:
             return

@@ -34,9 +34,7 @@ class WaitingRequests:
     as if their client had been served `allowed_gap` more.
     """
 
-    def __init__(
-        self, counters: VirtualCounters, by_priority: bool = False, urgency: Urgency | None = None
-    ) -> None:
+    def __init__(self, counters: VirtualCounters, by_priority: bool = False, urgency: Urgency | None = None) -> None:
         self.counters = counters
         self._by_priority = by_priority
         self.urgency = urgency
@@ -332,6 +330,7 @@ class WaitingRequests:
                 return
             left -= 1
             yield view
+
     def longest_late(self) -> RequestView | None:
         """The late online request that has waited longest, of the client that was served least. O(clients)."""
         keys = sorted(self.clients(Lane.ONLINE), key=self.counters.value)
