@@ -199,6 +199,11 @@ class HybridConfig(Section):
             return "expected" if self.preset == "hybrid" else "none"
         return self.memory.gate
 
+    @property
+    def follows_outputs(self) -> bool:
+        """Whether the policy asks how far each output has come."""
+        return self.slo.has_online_target or self.memory_gate == "expected" or self.fairness.prediction != "none"
+
     @model_validator(mode="after")
     def _the_policy_has_its_targets(self) -> HybridConfig:
         online = self.slo.online

@@ -91,7 +91,7 @@ class LiveSettings:
         s.counters.set_shares(*shares(config))
         s.waiting_requests.regroup()
         s.limit_running()
-        s.viewer.timed = s.follows_outputs(config)
+        s.viewer.timed = config.follows_outputs
         if (config.slo, config.lanes) != (before.slo, before.lanes):
             s.planner = PRESETS[config.preset].make_planner(config, s.counters, s.predictor)
         s._planned_membership = -1  # the last plan was made under the old settings

@@ -24,7 +24,6 @@ from vllm.v1.request import Request, RequestStatus
 from vllm_hybrid import compat
 from vllm_hybrid.cache.manager import HalfBlockManager
 from vllm_hybrid.cache.scheduler import ChoosesForm
-from vllm_hybrid.config import HybridConfig
 from vllm_hybrid.engine import utilities
 from vllm_hybrid.engine.clients import ClientTally
 from vllm_hybrid.engine.explain import Explainer
@@ -77,8 +76,7 @@ class HybridMixin(Steering):
             seed(self.predictor, self.hybrid_config.profile, self.vllm_config)
         urgency = Urgency() if preset.by_value else None
         self.waiting_requests = WaitingRequests(self.counters, self.policy == SchedulingPolicy.PRIORITY, urgency)
-        timed = self.follows_outputs(self.hybrid_config)
-        viewer = Viewer(self, lambda: self.clock(), preset.key, timed, self.blocks)
+        viewer = Viewer(self, lambda: self.clock(), preset.key, self.hybrid_config.follows_outputs, self.blocks)
         clients = ClientTally(self.hybrid_config.clients, self.hybrid_config.metrics.first_clients)
         self._shadow = self.hybrid_config.mode == "shadow"
         self._install(self.waiting_requests, viewer, Tally(), clients, self._shadow)
@@ -106,10 +104,6 @@ class HybridMixin(Steering):
         self.planner = preset.make_planner(self.hybrid_config, self.counters, self.predictor)
         survival = self.planner.survival if isinstance(self.planner, ExpectingPlanner) else None
         self._lengths = [learner for learner in (self.counters.lengths, survival) if learner is not None]
-
-    def follows_outputs(self, config: HybridConfig) -> bool:
-        """Whether the progress of every output matters to the policy."""
-        return config.slo.has_online_target or config.memory_gate == "expected" or self.counters.lengths is not None
 
     def limit_running(self) -> None:
         """Take the limits on running requests from the settings."""
