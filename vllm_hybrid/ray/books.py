@@ -11,6 +11,7 @@ Cost of a report: O(its rows + the rows of its answer), and O(log clients) for e
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
@@ -166,6 +167,13 @@ class Books:
             del self._accounts[oldest]
             for replica in self._replicas.values():
                 replica.own.pop(oldest, None)
+
+    def service(self, most: int) -> dict[str, dict[str, float]]:
+        """The counters of the `most` clients that changed last, by lane."""
+        found: dict[str, dict[str, float]] = {"online": {}, "offline": {}}
+        for lane, client in itertools.islice(reversed(self._accounts), most):
+            found[("online", "offline")[lane]][client] = self._accounts[lane, client].counter
+        return found
 
     def totals(self) -> dict[str, Any]:
         """The books in short, for an operator."""
