@@ -2,15 +2,15 @@
 
     python -m benchmarks.replicas [--quick] [--check] [--workers N] [--out FILE]
 
-Every replica is a simulated A10G with Llama-2-7B (10,000 tokens of KV, 16 requests at a time). Each has a client of its
+Every replica is a simulated A10G with Llama-2-7B (10,000 tokens of KV, 4 requests at a time). Each has a client of its
 own, backlogged from the start; after 4 s two clients come to all replicas at once with a backlog everywhere, so each of
 the N + 2 is due the same service. Four light clients send single requests to random replicas, one every two seconds and
 replica in all. A replica exchanges counters with the books every `staleness / 2`, so what it knows of the others is at
 most `staleness` old (what was served since the other's last report, and since its own last answer). "local": no
 exchange.
 
-Bound on the gap between two backlogged clients over any interval (docs/ray.md): 2 (N U + (N - 1) r D), where U is two
-units per token of a replica's KV pool, r the most service a replica gave in a second of the run, D the staleness.
+Bound on the gap between two backlogged clients over any interval (docs/ray.md): 2 (N U + (N - 1) r D), where U is what
+a replica's four slots hold (24 units a request), r the most service a replica gave in a second, D the staleness.
 Goodput: light requests per second with a first token within 2 s, and tokens per second of everything.
 """
 
@@ -27,25 +27,22 @@ from typing import Any
 import numpy as np
 
 from benchmarks.papers.common import Check, Stopwatch, arguments, finish, run_all, table
+from vllm_hybrid.policy.request import Lane
 from vllm_hybrid.ray.books import Books
 from vllm_hybrid.sim.device import load_device
 from vllm_hybrid.sim.records import Contender, EngineSettings, SimRequest
 from vllm_hybrid.sim.run import effective_settings
 
 DEVICE, SEED = "a10g_llama2_7b", 0
-SETTINGS = EngineSettings(max_seqs=16, step_tokens=256, max_model_len=1024)
+SETTINGS = EngineSettings(max_seqs=4, step_tokens=256, max_model_len=1024)
 CONTENDER = Contender("hybrid", hybrid={"metrics": {"first_clients": 1000}})
 SIZES, STALENESS_S = (2, 8, 32, 128), (0.05, 0.1, 0.2, 0.5, 1.0)
 DURATION_S, WIDE_FROM_S, WARM_UP_S, SAMPLE_S = 24.0, 4.0, 10.0, 1.0
 WIDE = ("wide0", "wide1")
 LIGHT = tuple(f"light{i}" for i in range(4))
-TOKENS = 16  # prompt and output of a request
-OWN_RATE, WIDE_RATE, LIGHT_RATE = (
-    30.0,
-    10.0,
-    0.5,
-)  # requests/s at a replica: own, each wide one, the light ones together
-BURST = 16  # requests of each backlogged client at its start
+TOKENS = 8  # prompt and output of a request
+OWN_RATE, WIDE_RATE, LIGHT_RATE = 18.0, 6.0, 0.5  # requests/s at a replica: own, each wide one, all light ones
+BURST = 8  # requests of each backlogged client at its start
 LIGHT_TTFT_S = 2.0
 LEAST_GOODPUT, UP_TO_S = 0.98, 0.2
 TTL_S = 10.0
@@ -101,7 +98,7 @@ def run(cell: Cell) -> tuple[dict[str, Any], dict[str, float]]:
     settings = effective_settings(CONTENDER, device, SETTINGS)
     replicas = [Simulation(mine, CONTENDER, device, settings, SEED) for mine in requests(cell)]
     samples = _play(cell, replicas)
-    figures = _figures(cell, replicas, samples, int(settings.pool_tokens or 0))
+    figures = _figures(cell, replicas, samples)
     return figures, {"cpu_s": time.process_time() - begin_s}
 
 
@@ -148,7 +145,7 @@ def _service(scheduler: Any, clients: Sequence[str]) -> list[float]:
     return [got.get(client, 0.0) for client in clients]
 
 
-def _figures(cell: Cell, replicas: Sequence[Any], samples: np.ndarray, pool_tokens: int) -> dict[str, Any]:
+def _figures(cell: Cell, replicas: Sequence[Any], samples: np.ndarray) -> dict[str, Any]:
     warm = int(WARM_UP_S / SAMPLE_S)
     total = samples.sum(axis=1)  # [time, client]
     both = total[int(WIDE_FROM_S / SAMPLE_S) - 1 :]  # since all are backlogged
@@ -156,7 +153,8 @@ def _figures(cell: Cell, replicas: Sequence[Any], samples: np.ndarray, pool_toke
     per_second = np.diff(samples.sum(axis=2), axis=0, prepend=0) / SAMPLE_S
     got = total[-1] - total[warm - 1]
     shares = got / got.sum()
-    bound = 2 * cell.replicas * replicas[0].scheduler.counters.output_price * pool_tokens
+    counters = replicas[0].scheduler.counters
+    bound = 2 * cell.replicas * SETTINGS.max_seqs * counters.cost((Lane.ONLINE, ""), TOKENS, TOKENS)
     stale = 2 * (cell.replicas - 1) * per_second.max() * (cell.staleness_s or 0.0)
     records = [record for replica in replicas for record in replica.record.requests]
     light = [r for r in records if r.request.client in LIGHT]

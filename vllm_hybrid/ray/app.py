@@ -7,6 +7,7 @@ with the schema as `args`. What would make Serve wait for ever is checked before
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from vllm_hybrid.ray.errors import RayAppError, require_ray, require_resources
@@ -133,6 +134,8 @@ def _llm_app(config: RayConfig) -> Any:
             "accelerator_config": {"kind": "cpu"},
             "placement_group_config": {"bundles": [{"CPU": own.cpus}]},
         }
+        if Path(config.model).is_dir():
+            hardware["callback_config"] = {"callback_class": "vllm_hybrid.ray.local_model.LocalModel"}
     hybrid = config.hybrid.model_dump(mode="json", exclude_unset=True)
     llm = LLMConfig(
         model_loading_config={"model_id": config.served_name, "model_source": config.model},

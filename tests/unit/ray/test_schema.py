@@ -77,9 +77,7 @@ def test_too_small_a_cluster_is_named_before_anything_waits():
     require_resources(nodes, {"CPU": 2.0}, 2, {"CPU": 0.1})
     with pytest.raises(RayAppError, match="a replica needs 5 CPU, the largest node has 4"):
         require_resources(nodes, {"CPU": 5.0}, 1, {})
-    with pytest.raises(
-        RayAppError, match=r"3 replicas of 2 CPU each and 0.1 .* need 6.1, the cluster has 6"
-    ):
+    with pytest.raises(RayAppError, match=r"3 replicas of 2 CPU each and 0.1 .* need 6.1, the cluster has 6"):
         require_resources(nodes, {"CPU": 2.0}, 3, {"CPU": 0.1})
     with pytest.raises(RayAppError, match="a replica needs 1 GPU, the largest node has 0"):
         require_resources(nodes, {"GPU": 1.0}, 1, {})
