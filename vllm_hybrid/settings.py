@@ -49,12 +49,11 @@ class HybridSettings(str):
 
 
 def _public_changes(config: HybridConfig) -> Iterator[str]:
-    """What differs from the defaults, as key=value; of the clients only their number."""
+    """What differs from the defaults, as key=value; of the clients and groups only their number."""
     changes = config.model_dump(exclude_defaults=True)
-    clients = changes.pop("clients", {})
+    named = {name: changes.pop(name, {}) for name in ("clients", "groups")}
     yield from _flat(changes)
-    if clients:
-        yield f"clients=<{len(clients)}>"
+    yield from (f"{name}=<{len(ids)}>" for name, ids in named.items() if ids)
 
 
 def _flat(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -15,7 +15,11 @@ import vllm_hybrid
 from vllm_hybrid.config import ConfigError, HybridConfig, load_config
 from vllm_hybrid.settings import HybridSettings, engine_kwargs, is_selected, settings_of, wrap
 
-TUNED = {"slo": {"online": {"ttft_s": 1}}, "clients": {"secret-tenant": {"weight": 2}}}
+TUNED = {
+    "slo": {"online": {"ttft_s": 1}},
+    "clients": {"secret-tenant": {"weight": 2, "group": "secret-team"}},
+    "groups": {"secret-team": {"weight": 3}},
+}
 
 
 def vllm_config(additional_config: Any) -> Any:
@@ -45,7 +49,7 @@ def test_no_client_is_named_in_a_log() -> None:
     additional_config = engine_kwargs(TUNED)["additional_config"]
     for shown in (repr(additional_config), str(additional_config["hybrid"]), f"{additional_config['hybrid']!r}"):
         assert "secret" not in shown
-    assert repr(additional_config["hybrid"]) == "HybridSettings(slo.online.ttft_s=1.0, clients=<1>)"
+    assert repr(additional_config["hybrid"]) == "HybridSettings(slo.online.ttft_s=1.0, clients=<1>, groups=<1>)"
 
 
 @dataclasses.dataclass
