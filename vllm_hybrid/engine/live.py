@@ -80,6 +80,8 @@ class LiveSettings:
     def _check_limits(self, config: HybridConfig) -> None:
         """What is kept where requests arrive cannot change from here."""
         now = self._s.hybrid_config
+        if config.lanes.offline.order != now.lanes.offline.order:
+            raise ConfigError("lanes.offline.order: cannot change while the engine runs")
         for client in sorted(now.clients.keys() | config.clients.keys()):
             if limits_of(now, client).at_the_front != limits_of(config, client).at_the_front:
                 raise ConfigError(f"clients.{client}.limits: only max_running can change while the engine runs")

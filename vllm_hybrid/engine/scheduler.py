@@ -75,8 +75,11 @@ class HybridMixin(Steering):
         if self.hybrid_config.profile is not None:
             seed(self.predictor, self.hybrid_config.profile, self.vllm_config)
         urgency = Urgency() if preset.by_value else None
-        self.waiting_requests = WaitingRequests(self.counters, self.policy == SchedulingPolicy.PRIORITY, urgency)
-        viewer = Viewer(self, lambda: self.clock(), preset.key, self.hybrid_config.follows_outputs, self.blocks)
+        by_prefix = self.hybrid_config.preset == "hybrid" and self.hybrid_config.lanes.offline.order == "prefix"
+        by_priority = self.policy == SchedulingPolicy.PRIORITY
+        self.waiting_requests = WaitingRequests(self.counters, by_priority, urgency, by_prefix)
+        timed = self.hybrid_config.follows_outputs
+        viewer = Viewer(self, lambda: self.clock(), preset.key, timed, self.blocks, by_prefix)
         clients = ClientTally(self.hybrid_config.clients, self.hybrid_config.metrics.first_clients)
         self._shadow = self.hybrid_config.mode == "shadow"
         self._install(self.waiting_requests, viewer, Tally(), clients, self._shadow)

@@ -15,6 +15,7 @@ from vllm.v1.request import Request, RequestStatus
 from vllm_hybrid.cache.manager import HalfBlockManager
 from vllm_hybrid.config import DEFAULT_CLIENT, LANES, request_identity
 from vllm_hybrid.policy.plan import StepView
+from vllm_hybrid.policy.prefix_order import prefix_of
 from vllm_hybrid.policy.request import ClientKey, Lane, RequestView
 from vllm_hybrid.policy.waiting import WaitingRequests
 
@@ -24,6 +25,7 @@ class Viewer:
 
     key: the client and lane of a request as the policy tells them apart. timed: deadlines are kept, or output lengths
     predicted, so the progress of every output matters. blocks: where the engine has half blocks.
+    prefixes: offline requests are ordered by how their prompts begin.
     """
 
     def __init__(
@@ -33,10 +35,12 @@ class Viewer:
         key: Callable[[Lane, str], ClientKey],
         timed: bool,
         blocks: HalfBlockManager | None,
+        prefixes: bool,
     ) -> None:
         self._s = scheduler
         self._blocks = blocks
         self._key = key
+        self._prefixes = prefixes
         self.timed = timed
         self.clock = clock
         self.bad_identities = 0
@@ -57,9 +61,10 @@ class Viewer:
         except ValueError:  # the front refuses these; whoever bypasses it is served, at nobody else's cost
             self.bad_identities += 1
             lane, client = LANES[Lane.OFFLINE], DEFAULT_CLIENT
+        key = self._key(Lane(LANES.index(lane)), client)
         return RequestView(
             request_id=request.request_id,
-            key=self._key(Lane(LANES.index(lane)), client),
+            key=key,
             arrival_s=self.clock(),
             order_s=request.arrival_time,
             priority=request.priority,
@@ -67,6 +72,7 @@ class Viewer:
             missing_tokens=request.num_tokens - request.num_computed_tokens,
             handle=request,
             max_output_tokens=request.max_tokens,
+            prefix=prefix_of(request.block_hashes) if self._prefixes and key[0] is Lane.OFFLINE else (),
         )
 
     def step_view(

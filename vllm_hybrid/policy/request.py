@@ -40,6 +40,7 @@ class RequestView:
     prompt_tokens: int
     handle: Any
     max_output_tokens: int = 1  # it may generate; the first token is one of them
+    prefix: tuple[bytes, ...] = ()  # hashes of the beginning of its prompt (`prefix_order.prefix_of`)
 
     # Refreshed by the adapter before a plan (running and parked requests; a waiting one keeps `missing_tokens`).
     computed_tokens: int = 0  # tokens whose KV is held

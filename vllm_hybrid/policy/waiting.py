@@ -16,27 +16,36 @@ from collections.abc import Callable, Collection, Generator, Iterable, Iterator,
 
 from vllm_hybrid.policy.fairness import Parent, VirtualCounters
 from vllm_hybrid.policy.lines import ArrivalLine, PriorityLine
+from vllm_hybrid.policy.prefix_order import PrefixLine
 from vllm_hybrid.policy.request import ClientKey, Lane, RequestView
 from vllm_hybrid.policy.value import Urgency, ValueLine
 
 _CHUNK = 16  # requests of one client looked at together
 
 
-Line = ArrivalLine | PriorityLine | ValueLine
+Line = ArrivalLine | PriorityLine | ValueLine | PrefixLine
 
 
 class WaitingRequests:
     """All waiting requests of both lanes.
 
     counters: decides between clients. by_priority: vLLM's `--scheduling-policy priority` orders inside a client.
+    by_prefix: else a client's offline requests stand with those that begin alike.
     slots_left: how many more requests of a client may run; None: any number.
     urgency: orders online requests by value inside a client (`value.py`); late ones count, when clients are compared,
     as if their client had been served `allowed_gap` more.
     """
 
-    def __init__(self, counters: VirtualCounters, by_priority: bool = False, urgency: Urgency | None = None) -> None:
+    def __init__(
+        self,
+        counters: VirtualCounters,
+        by_priority: bool = False,
+        urgency: Urgency | None = None,
+        by_prefix: bool = False,
+    ) -> None:
         self.counters = counters
         self._by_priority = by_priority
+        self._by_prefix = by_prefix
         self.urgency = urgency
         self.allowed_gap = 0.0
         self.since_late = 0  # online admissions since a late one
@@ -92,6 +101,8 @@ class WaitingRequests:
             return PriorityLine()
         if self.urgency is not None and lane is Lane.ONLINE:
             return ValueLine(self.urgency)
+        if self._by_prefix and lane is Lane.OFFLINE:
+            return PrefixLine()
         return ArrivalLine()
 
     def _line(self, view: RequestView) -> Line:
