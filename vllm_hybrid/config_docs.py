@@ -89,6 +89,8 @@ def _allowed(field: dict[str, Any]) -> str:
         return f"`{field['const']}`"
     if "enum" in field:
         return ", ".join(f"`{value}`" for value in field["enum"])
+    if "minimum" in field:
+        return f"number >= {field['minimum']:g}"
     if "exclusiveMinimum" in field:
         kind = "integer" if field["type"] == "integer" else "number"
         return f"{kind} > {field['exclusiveMinimum']:g}"

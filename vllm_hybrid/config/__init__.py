@@ -13,10 +13,10 @@ import math
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, StrictBool, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, StrictBool, ValidationError, model_validator
 
 from vllm_hybrid.config.clients import ClientConfig, GroupConfig, LimitsConfig
 from vllm_hybrid.config.forms import CacheMode as CacheMode
@@ -32,7 +32,7 @@ from vllm_hybrid.config.names import request_identity as request_identity
 from vllm_hybrid.config.names import validate_client_id as validate_client_id
 from vllm_hybrid.config.overload import OverloadConfig
 from vllm_hybrid.config.presets import NEED_TARGETS, PresetName, PresetOptions, without_effect
-from vllm_hybrid.config.section import Fraction, Positive, Section, changed
+from vllm_hybrid.config.section import Fraction, Positive, Section, changed, no_bool
 from vllm_hybrid.config.status import StatusConfig
 
 
@@ -121,6 +121,10 @@ class FairnessConfig(Section):
 
     output_weight: Positive = 2.0
     """Service charged to a client per generated token (w_q of the VTC paper)."""
+
+    quantum: Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(no_bool)] = 0.0
+    """Service by which a client may be ahead of the least served one and still be admitted first, for a request that
+    the prefix cache holds more of: locality for fairness. 0: the fair order."""
 
     charge_cached: Fraction = 0.0
     """Part of its price that a prompt token costs which the prefix cache holds. 0: shared prefixes are free to whoever
@@ -222,6 +226,8 @@ class HybridConfig(Section):
     def _quanta_are_tokens(self) -> HybridConfig:
         if self.preset == "drr" and self.fairness.cost != "tokens":
             raise ValueError(f"fairness.cost = {self.fairness.cost!r}: must be 'tokens' with preset = 'drr'")
+        if self.preset == "drr" and self.fairness.quantum:
+            raise ValueError(f"fairness.quantum = {self.fairness.quantum}: must be 0 with preset = 'drr'")
         return self
 
     @model_validator(mode="after")

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 
 from vllm_hybrid.policy.comeback import Comeback
 from vllm_hybrid.policy.latency import StepTimePredictor
+from vllm_hybrid.policy.locality import longest_prefix_first
 from vllm_hybrid.policy.offline import UNTRAINED_TOKENS, Budget
-from vllm_hybrid.policy.plan import StepPlan, StepView
+from vllm_hybrid.policy.plan import StepPlan, StepView, cached_tokens
 from vllm_hybrid.policy.request import ClientKey, Lane, RequestView
 from vllm_hybrid.policy.value import LATE_SHARE
 from vllm_hybrid.policy.waits import Reason
@@ -44,6 +45,7 @@ class Admission:
     reserve_blocks: int
     interval_s: float
     online_waits: bool  # an online request waits that could come in
+    quantum: float = 0.0  # of locality
     burst_blocks: int = 0  # that offline work leaves to online requests that will come
     admitted: int = 0
 
@@ -63,7 +65,7 @@ class Admission:
         closed: set[ClientKey] = set()
         counters = self.view.waiting.counters
         # Closed at once when the step ends, also by an exception: an open walk keeps clients out of the next one.
-        with contextlib.closing(self.view.waiting.walk(lane, self.promised, closed)) as newcomers:
+        with contextlib.closing(self._newcomers(lane, closed)) as newcomers:
             for request in itertools.chain(self._resuming(lane), self._aged(lane), newcomers):
                 if passed and passed[-1].started and request.started and lane is Lane.OFFLINE:
                     continue  # victims come back one after the other
@@ -123,6 +125,13 @@ class Admission:
         waiting = self.view.waiting
         if request.key[0] is Lane.ONLINE:
             waiting.since_late = 0 if request.late else waiting.since_late + 1
+
+    def _newcomers(self, lane: Lane, closed: set[ClientKey]) -> Generator[RequestView, None, None]:
+        walk = self.view.waiting.walk(lane, self.promised, closed)
+        if not self.quantum:
+            return walk
+        counters, cached = self.view.waiting.counters, cached_tokens(self.view)
+        return longest_prefix_first(walk, counters, self.promised, self.quantum, cached, closed)
 
     @functools.cached_property
     def _comeback(self) -> Comeback:

@@ -44,6 +44,7 @@ class HybridPlanner:
         self._slo = config.slo
         self._interval_s = config.lanes.offline.preempt_interval_s
         self._counters = counters
+        self._quantum = config.fairness.quantum
         self._predictor = predictor
         self._deadlines = Deadlines(config.slo)
         self._aim = _STRICT_AIM if config.slo.online.gap == "strict" else 1.0
@@ -342,4 +343,5 @@ class HybridPlanner:
             burst_blocks=self._burst_blocks + self._unwritten_blocks(view, groups),
             interval_s=self._interval_s,
             online_waits=online_waits,
+            quantum=self._quantum,
         )

@@ -99,4 +99,4 @@ def _bound(config: HybridConfig, counters: VirtualCounters, shape: EngineShape) 
         bound += token * outputs  # expected of the client that is behind, and not generated yet
     if config.preset == "hybrid":
         bound += prompt  # others may pass a head that does not fit
-    return bound / counters.least_weight
+    return (bound + config.fairness.quantum) / counters.least_weight

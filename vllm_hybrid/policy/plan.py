@@ -56,6 +56,16 @@ class StepView:
     admission_halves: int = 1  # of the blocks of a request that is admitted now fit into one: 1 with KV
 
 
+def cached_tokens(view: StepView) -> Callable[[RequestView], int]:
+    """What the prefix cache holds of a waiting request's prompt; 0 where it does not fit now."""
+
+    def cached(request: RequestView) -> int:
+        tokens = view.admissible_tokens(request, 0)
+        return max(0, request.missing_tokens - tokens) if tokens else 0
+
+    return cached
+
+
 @dataclass(slots=True)
 class StepPlan:
     """What one step shall do.

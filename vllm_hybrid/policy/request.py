@@ -59,6 +59,7 @@ class RequestView:
     started: bool = False  # ran before and lost its memory: it resumes before anything new of its lane
     late: bool = False  # its first token cannot come in time any more
     bypassed: int = 0  # later requests admitted while this one did not fit
+    passed_over: int = 0  # others of its client offered before it for their cached prefix
 
     # Kept by the books of waits (`policy/waits.py`).
     waits_since_s: float = math.nan  # when it joined its client's line; NaN: it does not stand in one

@@ -132,7 +132,15 @@ class WaitingRequests:
                 self._in_heap.add(node)
                 heap = self._heap.setdefault(parent, [])
                 heapq.heappush(heap, (self.counters.value(node), next(self._tick), node))
+                if len(heap) > 64 + 4 * len(self._lines):
+                    self._compact(heap)
             node = parent
+
+    def _compact(self, heap: list[tuple[float, int, ClientKey]]) -> None:
+        """Drop the entries of those that do not wait any more: names come from outside."""
+        self._in_heap.difference_update(key for _, _, key in heap if not self.waits(key))
+        heap[:] = [entry for entry in heap if self.waits(entry[2])]
+        heapq.heapify(heap)
 
     def regroup(self) -> None:
         """The settings gave clients other groups."""

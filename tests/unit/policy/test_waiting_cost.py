@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from tests.unit.policy.world import ONLINE, request
-from vllm_hybrid.policy.fairness import VirtualCounters
+from vllm_hybrid.policy.fairness import VirtualCounters, group_name
 from vllm_hybrid.policy.waiting import WaitingRequests
 
 
@@ -140,3 +140,47 @@ def test_a_thousand_aborts_leave_no_more_behind_than_what_waits():
     line = queue._lines[first.key]
     assert len(line._heap) < 200
     assert list(queue) == [first]
+
+
+def served(queue: WaitingRequests, count: int) -> None:
+    """Admit, charge and let arrive again."""
+    for _ in range(count):
+        requests = queue.walk(ONLINE, {}, set())
+        view = next(requests)
+        queue.discard(view)
+        requests.close()
+        queue.counters.charge(view.key, 100, 30)
+        queue.lift(view.key)
+        queue.add(view)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_an_admission_among_ten_thousand_clients_looks_at_hardly_more_than_among_ten(grouped):
+    looks = []
+    for clients in (10, 10_000):
+        queue = queue_of(clients, each=100_000 // clients)
+        if grouped:
+            groups = {f"client-{n}": group_name(str(n % 10)) for n in range(clients)}
+            queue.counters.set_shares({}, groups)
+            queue.regroup()
+        served(queue, 50)
+        looks.append(Looks.of(lambda queue=queue: served(queue, 200)))
+    assert looks[1] <= 3 * looks[0]
+
+
+def test_clients_that_are_gone_leave_nothing_once_their_counter_cannot_matter():
+    queue = queue_of(1)
+    queue.counters.charge(next(iter(queue)).key, 10_000, 0)
+    for number in range(10_000):
+        view = request(Name(f"gone-{number}"))
+        queue.lift(view.key)
+        queue.add(view)
+        queue.discard(view)
+    ahead = request(Name("ahead"))
+    queue.lift(ahead.key)
+    queue.counters.charge(ahead.key, 50_000, 0)  # served beyond its share: that is remembered
+    queue.counters.forget_idle({next(iter(queue)).key}, queue.smallest_counters())
+    assert len(queue.counters.values) <= 3  # who waits, who left last, and who is ahead
+    assert ahead.key in queue.counters.values
+    assert len(queue._in_heap) == len(queue._heap[ONLINE]) < 100
+    assert queue.smallest_counter(ONLINE) == 10_000

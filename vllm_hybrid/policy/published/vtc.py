@@ -24,7 +24,7 @@ class VtcPlanner(BatchPlanner):
     """Admits the least served client first, by whatever counters it is given."""
 
     def __init__(self, config: HybridConfig, counters: VirtualCounters, predictor: StepTimePredictor) -> None:
-        super().__init__(LeastServed(counters))
+        super().__init__(LeastServed(counters, config.fairness.quantum))
 
 
 class UnliftedCounters(VirtualCounters):
