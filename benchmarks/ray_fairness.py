@@ -229,7 +229,7 @@ def hub_cost(rounds: int) -> dict[str, dict[str, float]]:
 
 
 def _report(epoch: str, since: int, clients: int, join: bool, number: int) -> dict[str, Any]:
-    rows = [[0, f"client-{i}", 0, float(number), 0.0, True] for i in range(clients)]
+    rows = [[0, f"client-{i}", 0, float(number), 0.0, True, ""] for i in range(clients)]
     return {"epoch": epoch, "join": join, "heard": epoch, "since": since, "rows": rows}
 
 

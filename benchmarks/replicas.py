@@ -136,12 +136,7 @@ def _clients(cell: Cell) -> list[str]:
 
 def _service(scheduler: Any, clients: Sequence[str]) -> list[float]:
     scheduler.ledger.settle()
-    counters = scheduler.counters
-    got = {
-        client: counters.input_price * cell.due_tokens + counters.output_price * cell.output_tokens
-        for lane, client, cell in scheduler.clients.named()
-        if client is not None
-    }
+    got = {client: cell.service for _, client, cell in scheduler.clients.named() if client is not None}
     return [got.get(client, 0.0) for client in clients]
 
 

@@ -49,32 +49,41 @@ class SharedCounters:
         self._heard = ""  # epoch of the last answer
         self._joined = False
         self._since = 0  # the hub's version that was heard last
-        self._smallest: list[float | None] = [None, None]
+        self._smallest: dict[tuple[int, str], float] = {}  # by lane and group, "" for none
         self.elsewhere: set[ClientKey] = set()  # clients that are backlogged in other replicas
 
     # -- scheduling ----------------------------------------------------------------------------------------------
     def lift(self, key: ClientKey, smallest_waiting: float | None) -> None:
         """A request of a client arrives whose queue here is empty; smallest_waiting as in `VirtualCounters.lift`."""
-        if not isinstance(self._counters.parent(key), Lane):
-            self._counters.lift(key, smallest_waiting)  # replicas share groups, not what happens inside one
-            return
         if key in self.elsewhere:
             return  # backlogged all the time, only not here
-        known = [value for value in (smallest_waiting, self._smallest[key[0]]) if value is not None]
+        anywhere = self._smallest.get((int(key[0]), self._beside(key)))
+        known = [value for value in (smallest_waiting, anywhere) if value is not None]
         before = self._counters.value(key)
         self._counters.lift(key, min(known, default=None))
         if raised := self._counters.value(key) - before:
             self._mark[key] = self._mark.get(key, 0.0) + raised
             self._touched.add(key)
 
+    def _beside(self, key: ClientKey) -> str:
+        """The group within which the client is compared; "" in its lane."""
+        parent = self._counters.parent(key)
+        return "" if isinstance(parent, Lane) else parent[1]
+
     def forget_idle(self, busy: Container[ClientKey], smallest_waiting: Mapping[Parent, float | None]) -> None:
         """`VirtualCounters.forget_idle`; who comes back after it is a new entry in the hub's books."""
         self._counters.forget_idle(busy, smallest_waiting)
-        self._forgotten += 1
+        self._drop_forgotten()
+
+    def _drop_forgotten(self) -> None:
+        """Clients whose counters are gone, because they were idle or changed their group."""
         values = self._counters.values
-        for kept in (self._mark, self._generation, self._sent):
-            for key in [key for key in kept if key not in values]:
-                del kept[key]
+        gone = (self._mark.keys() | self._generation.keys() | self._sent.keys()) - values.keys()
+        self._forgotten += bool(gone)
+        for key in gone:
+            self._mark.pop(key, None)
+            self._generation.pop(key, None)
+            self._sent.pop(key, None)
         self._touched.intersection_update(values)
         self.elsewhere.intersection_update(values)
 
@@ -85,6 +94,7 @@ class SharedCounters:
         waits: whether the client has a waiting request here. O(clients known).
         """
         if self._pending is None:
+            self._drop_forgotten()
             self._pending = {
                 "epoch": self._epoch,
                 "join": not self._joined,
@@ -97,12 +107,10 @@ class SharedCounters:
         return self._pending
 
     def _rows(self, waits: Callable[[ClientKey], bool]) -> Any:
-        """[lane, client, generation, own service, counter without it, waiting] of every client that changed."""
+        """[lane, client, generation, own service, counter without it, waiting, group] of every client that changed."""
         touched, self._touched = self._touched, set()
         nothing = Sent(0.0, False)
         for key, value in self._counters.values.items():
-            if not isinstance(self._counters.parent(key), Lane):
-                continue
             mark, sent, waiting = self._mark.get(key, 0.0), self._sent.get(key, nothing), waits(key)
             own = value - mark
             if (
@@ -112,7 +120,7 @@ class SharedCounters:
                 or not self._joined
             ):
                 generation = self._generation.setdefault(key, self._forgotten)
-                yield [int(key[0]), key[1], generation, own, mark, waiting]
+                yield [int(key[0]), key[1], generation, own, mark, waiting, self._beside(key)]
 
     def apply(self, answer: dict[str, Any]) -> None:
         """Take the hub's answer to the report that is pending."""
@@ -120,12 +128,12 @@ class SharedCounters:
             self._begin(answer["epoch"])
             return
         assert self._pending is not None, "an answer without a report"
-        for lane, client, _, own, _, waiting in self._pending["rows"]:
+        for lane, client, _, own, _, waiting, _ in self._pending["rows"]:
             self._sent[Lane(lane), client] = Sent(own, waiting)
         self._pending = None
         self._joined, self._heard, self._since = True, self._epoch, answer["version"]
         several = answer["replicas"] > 1
-        self._smallest = list(answer["smallest"]) if several else [None, None]
+        self._smallest = {(lane, group): value for lane, group, value in answer["smallest"]} if several else {}
         for lane, client, counter, waiting_elsewhere in answer["rows"]:
             key = (Lane(lane), client)
             self._raise(key, counter)
@@ -145,7 +153,7 @@ class SharedCounters:
         for key, sent in self._sent.items():
             self._mark[key] = self._mark.get(key, 0.0) + sent.own
         refused = self._attempts == 1  # else an earlier attempt may have been heard
-        for lane, client, _, own, _, _ in () if refused or self._pending is None else self._pending["rows"]:
+        for lane, client, _, own, _, _, _ in () if refused or self._pending is None else self._pending["rows"]:
             key = (Lane(lane), client)
             if key in self._counters.values:
                 before = self._sent[key].own if key in self._sent else 0.0
@@ -157,7 +165,7 @@ class SharedCounters:
     def alone(self) -> None:
         """The hub is silent: its counters stand, but who is backlogged elsewhere is no longer known."""
         self.elsewhere.clear()
-        self._smallest = [None, None]
+        self._smallest = {}
         self._since = 0
         if self._pending is not None:
             self._pending["since"] = 0

@@ -28,6 +28,7 @@ class Account:
     served: float = 0.0  # sum of the replicas' own service
     waits_in: int = 0  # replicas
     version: int = 0  # of its last change
+    group: str = ""  # within which it is compared; "" in its lane
 
     @property
     def counter(self) -> float:
@@ -56,7 +57,7 @@ class Books:
         self._replicas: dict[str, Replica] = {}
         self._dropped: set[str] = set()  # silent ones: what they send again may be in the books already
         self._accounts: OrderedDict[Key, Account] = OrderedDict()  # the last changed last
-        self._heaps: tuple[list[tuple[float, Key]], list[tuple[float, Key]]] = ([], [])
+        self._heaps: dict[Key, list[tuple[float, Key]]] = {}  # of those that wait, by lane and group
         self._in_heap: set[Key] = set()
 
     def report(self, name: str, report: dict[str, Any], now_s: float) -> dict[str, Any]:
@@ -72,21 +73,23 @@ class Books:
         if report["rows"]:
             self._version += 1
         brings = report["join"] and report["heard"] != self.epoch
-        for lane, client, generation, own, mark, waiting in report["rows"]:
-            self._enter(replica, (lane, client), generation, own, mark, waiting, brings)
+        for lane, client, generation, own, mark, waiting, group in report["rows"]:
+            account = self._account((lane, client), group)
+            self._enter(replica, (lane, client), account, generation, own, mark, brings)
+            self._wait(replica, (lane, client), account, waiting)
+            self._touch((lane, client), account)
         return {
             "epoch": self.epoch,
             "join": False,
             "version": self._version,
             "replicas": len(self._replicas),
-            "smallest": [self._smallest(lane) for lane in (0, 1)],
+            "smallest": self._all_smallest(),
             "rows": self._changed(replica, report["since"]),
         }
 
     def _enter(
-        self, replica: Replica, key: Key, generation: int, own: float, mark: float, waiting: bool, brings: bool
+        self, replica: Replica, key: Key, account: Account, generation: int, own: float, mark: float, brings: bool
     ) -> None:
-        account = self._account(key)
         known, before = replica.own.get(key, (generation, 0.0))
         if known != generation:  # the replica had forgotten the client and begins anew
             account.base, account.served = account.base + before, account.served - before
@@ -95,13 +98,14 @@ class Books:
         account.served += own - before
         # From before this epoch a replica brings its mark; else its counter includes what others served in it.
         account.base = max(account.base, mark if brings else mark + own - account.served)
-        self._wait(replica, key, account, waiting)
-        self._touch(key, account)
 
-    def _account(self, key: Key) -> Account:
+    def _account(self, key: Key, group: str) -> Account:
         account = self._accounts.get(key)
+        if account is not None and account.group != group:  # the settings were changed: other counters, a new account
+            self._drop(key)
+            account = None
         if account is None:
-            account = self._accounts[key] = Account()
+            account = self._accounts[key] = Account(group=group)
             if len(self._accounts) > self._most:
                 self._drop_oldest_idle()
         return account
@@ -121,15 +125,20 @@ class Books:
         account.waits_in += 1
         if key not in self._in_heap:
             self._in_heap.add(key)
-            heapq.heappush(self._heaps[key[0]], (account.counter, key))
+            heapq.heappush(self._heaps.setdefault((key[0], account.group), []), (account.counter, key))
 
-    def _smallest(self, lane: int) -> float | None:
-        """The smallest counter among the clients that wait somewhere; entries may be too small, never too large."""
-        heap = self._heaps[lane]
+    def _all_smallest(self) -> list[list[Any]]:
+        """[lane, group, smallest counter among its clients that wait somewhere]."""
+        found = ((place, self._smallest(place)) for place in self._heaps)
+        return [[*place, value] for place, value in found if value is not None]
+
+    def _smallest(self, place: Key) -> float | None:
+        """Entries of a heap may be too small, never too large."""
+        heap = self._heaps[place]
         while heap:
             value, key = heap[0]
             account = self._accounts.get(key)
-            if account is None or not account.waits_in:
+            if account is None or not account.waits_in or account.group != place[1]:
                 heapq.heappop(heap)
                 self._in_heap.discard(key)
             elif account.counter > value:
@@ -164,9 +173,13 @@ class Books:
     def _drop_oldest_idle(self) -> None:
         oldest = next((key for key, account in self._accounts.items() if not account.waits_in), None)
         if oldest is not None:
-            del self._accounts[oldest]
-            for replica in self._replicas.values():
-                replica.own.pop(oldest, None)
+            self._drop(oldest)
+
+    def _drop(self, key: Key) -> None:
+        del self._accounts[key]
+        for replica in self._replicas.values():
+            replica.own.pop(key, None)
+            replica.waiting.discard(key)
 
     def service(self, most: int) -> dict[str, dict[str, float]]:
         """The counters of the `most` clients that changed last, by lane."""
@@ -182,5 +195,5 @@ class Books:
             "reports": self.reports,
             "replicas": sorted(self._replicas),
             "clients": len(self._accounts),
-            "smallest": [self._smallest(lane) for lane in (0, 1)],
+            "smallest": self._all_smallest(),
         }

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.policy.world import OFFLINE, ONLINE, examples, plain_counters
-from vllm_hybrid.policy.fairness import VirtualCounters
+from vllm_hybrid.policy.fairness import VirtualCounters, group_name
 from vllm_hybrid.policy.remote import SharedCounters
 from vllm_hybrid.ray.books import Books
 
@@ -238,7 +238,35 @@ def test_the_books_keep_a_bounded_number_of_clients():
         replica.counters.charge((ONLINE, str(number)), 1, 0)
         replica.shared.apply(books.report("r", replica.shared.report(lambda key: key[1] == "0"), 0.0))
     assert books.totals()["clients"] == 3
-    assert books.totals()["smallest"] == [1.0, None], "who waits is kept"
+    assert books.totals()["smallest"] == [[ONLINE, "", 1.0]], "who waits is kept"
+
+
+def test_clients_of_a_group_are_lifted_within_it_and_the_group_within_its_lane():
+    world = World()
+    grouped = {"a": group_name("g"), "b": group_name("g")}
+    for replica in world.replicas:
+        replica.counters = VirtualCounters(1.0, 2.0, {}, groups=grouped)
+        replica.shared = SharedCounters(replica.counters)
+    world.settle()
+    one, other = world.replicas
+    one.counters.charge(A, 300, 0)
+    other.counters.charge(C, 900, 0)
+    one.waiting, other.waiting = {A, (ONLINE, group_name("g"))}, {C}
+    world.settle()
+    assert other.value((ONLINE, group_name("g"))) == 300
+    other.shared.lift(B, None)
+    assert other.value(B) == 300, "to the other client of its group, not to that of the lane"
+
+
+def test_who_changes_its_group_has_a_new_account(two):
+    world, one, other = two
+    one.counters.charge(A, 300, 0)
+    world.settle()
+    for replica in (one, other):
+        replica.counters.set_shares({}, {"a": group_name("g")})
+    one.counters.charge(A, 10, 0)
+    world.settle()
+    assert one.value(A) == other.value(A) == 10
 
 
 REPLICAS = st.integers(0, 2)
