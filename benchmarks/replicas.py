@@ -3,7 +3,7 @@
     python -m benchmarks.replicas [--quick] [--check] [--workers N] [--out FILE]
 
 Every replica is a simulated A10G with Llama-2-7B (10,000 tokens of KV, 4 requests at a time). Each has a client of its
-own, backlogged from the start; after 4 s two clients come to all replicas at once with a backlog everywhere, so each of
+own, backlogged from the start; after 3 s two clients come to all replicas at once with a backlog everywhere, so each of
 the N + 2 is due the same service. Four light clients send single requests to random replicas, one every two seconds and
 replica in all. A replica exchanges counters with the books every `staleness / 2`, so what it knows of the others is at
 most `staleness` old (what was served since the other's last report, and since its own last answer). "local": no
@@ -37,7 +37,7 @@ DEVICE, SEED = "a10g_llama2_7b", 0
 SETTINGS = EngineSettings(max_seqs=4, step_tokens=256, max_model_len=1024)
 CONTENDER = Contender("hybrid", hybrid={"metrics": {"first_clients": 1000}})
 SIZES, STALENESS_S = (2, 8, 32, 128), (0.05, 0.1, 0.2, 0.5, 1.0)
-DURATION_S, WIDE_FROM_S, WARM_UP_S, SAMPLE_S = 24.0, 4.0, 10.0, 1.0
+DURATION_S, WIDE_FROM_S, WARM_UP_S, SAMPLE_S = 16.0, 3.0, 7.0, 1.0
 WIDE = ("wide0", "wide1")
 LIGHT = tuple(f"light{i}" for i in range(4))
 TOKENS = 8  # prompt and output of a request
@@ -202,7 +202,7 @@ def _row(name: str, row: Mapping[str, Any]) -> dict[str, str]:
 
 def main() -> int:
     given = arguments("replicas", __doc__.splitlines()[0])
-    sizes, staleness, duration_s = ((2, 8), (0.2, 1.0), 16.0) if given.quick else (SIZES, STALENESS_S, DURATION_S)
+    sizes, staleness, duration_s = ((2, 8), (0.2, 1.0), DURATION_S) if given.quick else (SIZES, STALENESS_S, DURATION_S)
     cells = [Cell(size, stale, duration_s) for size in reversed(sizes) for stale in (None, *staleness)]
     watch = Stopwatch()
     outcomes = run_all(run, cells, given.workers)
