@@ -95,6 +95,10 @@ class OfflineLane(Section):
     """An offline request loses its memory to others at most once in this many seconds, and comes back only where it
     can keep it for as long again; unless nobody at all could run otherwise."""
 
+    min_share: Fraction = 0.0
+    """Part of all computed tokens that offline work gets while it is there, whatever online work could use. It costs
+    online work that much capacity, and its targets where it is overloaded. 0: offline work gets what is left."""
+
     order: Literal["prefix", "arrival"] = "prefix"
     """Of a client's offline requests. prefix: those that begin alike together, while the prefix cache holds what they
     share; those that share nothing in order of arrival; none is passed for ever. Needs vLLM's prefix cache."""

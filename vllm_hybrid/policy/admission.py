@@ -47,9 +47,15 @@ class Admission:
     online_waits: bool  # an online request waits that could come in
     quantum: float = 0.0  # of locality
     burst_blocks: int = 0  # that offline work leaves to online requests that will come
+    offline_first: bool = False  # nobody online comes in before an offline request did
     admitted: int = 0
 
     def __iter__(self) -> Iterator[RequestView]:
+        if self.offline_first and self.offline is not None and self.view.waiting.lane_length(Lane.OFFLINE):
+            yield from self._lane(Lane.OFFLINE, self.offline, self.reserve_blocks)
+            if not self.admitted and self._something_runs():
+                self.plan.held[Lane.ONLINE] = Reason.MEMORY
+                return
         online_is_in = yield from self._lane(Lane.ONLINE, self.online, self.reserve_blocks)
         if self.offline is None or not online_is_in:
             self.plan.held[Lane.OFFLINE] = Reason.ONLINE_FIRST

@@ -25,6 +25,7 @@ from vllm_hybrid.policy.offline import UNTRAINED_TOKENS, Budget, OfflineFiller
 from vllm_hybrid.policy.plan import StepPlan, StepView
 from vllm_hybrid.policy.request import Lane, RequestView
 from vllm_hybrid.policy.room import Room, RoomMaker
+from vllm_hybrid.policy.share import MinShare
 from vllm_hybrid.policy.slo import Deadlines
 from vllm_hybrid.policy.slowdown import Grant, Slowdown
 
@@ -53,6 +54,8 @@ class HybridPlanner:
         self._slowdown: Slowdown | None = None
         if config.slo.online.slowdown is not None:
             self._slowdown = Slowdown(config.slo.online.slowdown, predictor)
+        min_share = config.lanes.offline.min_share
+        self._share = MinShare(min_share) if min_share else None
         self._burst = Burst()
         self._burst_blocks = 0
         self._beside_offline = False  # whether offline work was there at the last plan
@@ -62,19 +65,20 @@ class HybridPlanner:
         self._judge(view)
         groups = Groups.of(view.running)
         plan = StepPlan(token_budget=view.max_tokens, order=list(groups.online_decodes))
+        self._beside_offline = groups.offline or bool(view.parked) or view.waiting.lane_length(Lane.OFFLINE) > 0
         if self._slowdown is not None:
             self._slowdown.settle(view.last_output_s)
-            self._beside_offline = groups.offline or bool(view.parked) or view.waiting.lane_length(Lane.OFFLINE) > 0
         decode_tokens = len(groups.online_decodes) * view.decode_tokens
-        if groups.offline or view.parked or view.waiting.lane_length(Lane.OFFLINE):
+        turn_tokens = self._turn(view, decode_tokens)
+        if self._beside_offline:
             online_running = itertools.chain(groups.online_decodes, groups.online_prefills)
             self._burst_blocks = self._burst.reserve_blocks(online_running, view.now_s, view.block_tokens)
         step = StepWork()
         base_s, online_s = self._decode_seconds(view, groups, step)
-        prefill_tokens = self._smooth(view, groups, step, view.max_tokens - decode_tokens)
+        prefill_tokens = self._smooth(view, groups, step, view.max_tokens - decode_tokens - turn_tokens)
         online = Budget(prefill_tokens, online_s, MIN_PREFILL_TOKENS, step)
         chunk_tokens, chunk_s = self._prefill_online(plan, groups, online, view.max_chunk_tokens)
-        heads = self._heads(view, groups, online.prefill_tokens(self._predictor, 0))
+        heads = [] if turn_tokens else self._heads(view, groups, online.prefill_tokens(self._predictor, 0))
         room = self._make_room(view, groups, heads)
         head_tokens = self._head_tokens(heads, room, online)
 
@@ -88,6 +92,8 @@ class HybridPlanner:
         online_tokens = chunk_tokens + head_tokens
         step.prefill_tokens += head_tokens  # they will be beside the offline work, and come in after it
         grant = self._grant(groups, step, online_tokens, view.max_tokens)
+        if turn_tokens:
+            offline, grant = Budget(min(turn_tokens, offline.tokens), step=step), Grant()
         granted_s = offline.seconds
         filled_tokens = self._fill_offline(view, plan, groups, room, offline, grant)
         step.prefill_tokens -= head_tokens
@@ -104,6 +110,8 @@ class HybridPlanner:
         if groups.offline or view.parked:
             Growth(view, plan, self._interval_s).settle()
         plan.reserve_blocks = self._reserve(groups)
+        if self._share is not None:
+            self._share.note(decode_tokens + chunk_tokens, online, filled_tokens, offline)
         if room.slots > 0 or room.placed:
             plan.candidates = iter(self._admission(view, plan, groups, room, online, offline, bool(heads)))
         return plan
@@ -113,6 +121,8 @@ class HybridPlanner:
 
         The caller makes sure that nobody came, left, or could be admitted.
         """
+        if self._share is not None and self._beside_offline:
+            return False
         if not self._slo.has_online_target:
             return True
         if not self._predictor.ready or (self._slowdown is not None and self._beside_offline):
@@ -125,6 +135,13 @@ class HybridPlanner:
         if self._slo.online.gap == "strict":
             due_s = (now_s + pending_s if pending_s else last_output_s) + tbt_s
         return seconds * (1 + self._predictor.margin) <= due_s - now_s - pending_s
+
+    def _turn(self, view: StepView, decode_tokens: int) -> int:
+        """Tokens of the step that offline work has in any case."""
+        if self._share is None:
+            return 0
+        self._share.settle(view.max_tokens, self._beside_offline)
+        return min(self._share.turn_tokens(view.max_tokens), max(0, view.max_tokens - decode_tokens))
 
     def _judge(self, view: StepView) -> None:
         """Tell the waiting line what makes a request late."""
@@ -344,4 +361,5 @@ class HybridPlanner:
             interval_s=self._interval_s,
             online_waits=online_waits,
             quantum=self._quantum,
+            offline_first=self._share is not None and not groups.offline and self._share.starved(view.max_tokens),
         )
