@@ -15,8 +15,8 @@ from vllm_hybrid.sim.modelfree import EngineLoop, World
 
 UNGATED = (("strict", True), ("memory", {"gate": "none"}))  # so that who waits for memory lacks blocks now
 TIGHT = World(num_blocks=120, max_seqs=12, step_tokens=128, hybrid=UNGATED)
-WIDE = World(num_blocks=400, max_seqs=6)
-TIMED = World(max_seqs=16, hybrid=(("strict", True), ("slo", {"online": {"ttft_s": 1.0, "tbt_s": 0.03}})))
+WIDE = World(num_blocks=400, max_seqs=6, hybrid=UNGATED)
+TIMED = World(max_seqs=16, hybrid=(*UNGATED, ("slo", {"online": {"ttft_s": 1.0, "tbt_s": 0.03}})))
 SHAPE = Shape(jobs=80, arrival_steps=80)
 
 
@@ -29,6 +29,14 @@ class Witness:
         self.since_s: dict[str, float] = {}
         self.said: Counter[Reason] = Counter()
         self.ended = 0
+        self.offered: Any = None  # the last plan's admissions: what they leave to bursts is the policy's to say
+        offer = self.scheduler.planner._admission
+
+        def note_admission(*args: Any) -> Any:
+            self.offered = offer(*args)
+            return self.offered
+
+        self.scheduler.planner._admission = note_admission
         add, came_in, lost = loop.add, self.scheduler.waits.came_in, self.scheduler._lost_memory
 
         def note_arrival(request: Any) -> None:
@@ -78,7 +86,7 @@ class Witness:
             assert view.lane is Lane.OFFLINE and s.waiting_requests.resuming(Lane.OFFLINE)
         elif reason is Reason.MEMORY:
             pool = s.kv_cache_manager.block_pool
-            reserve = len(s.running) + int(0.05 * pool.num_gpu_blocks) + 1
+            reserve = len(s.running) + max(int(0.05 * pool.num_gpu_blocks), self.offered.burst_blocks) + 1
             needed = [
                 s.viewer.blocks_needed(s.waiting_requests.first_of(k)) for k in s.waiting_requests.clients(view.lane)
             ]
