@@ -23,7 +23,7 @@ from vllm_hybrid.sim.modelfree import World, build, make_request
 
 KEYS = {key_hash("user"): Entitlement(client="alice"), key_hash("ops"): Entitlement(client="ops", admin=True)}
 OPS, USER = {"authorization": "Bearer ops"}, {"authorization": "Bearer user"}
-WORLD = World(hybrid=(("strict", True), ("clients", {"alice": {"weight": 2.0}})))
+WORLD = World(hybrid=(("strict", True), ("memory", {"gate": "none"}), ("clients", {"alice": {"weight": 2.0}})))
 
 
 class Engine:
