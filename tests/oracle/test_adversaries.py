@@ -98,3 +98,20 @@ def test_nor_does_it_where_lengths_are_predicted(trick, prediction):
     hybrid = (("strict", True), ("fairness", {"prediction": prediction}))
     arena = Arena(World(num_blocks=200, max_seqs=8, step_tokens=128, hybrid=hybrid))
     assert arena.share_of_the_adversary(trick) <= 0.5 + TOLERANCE
+
+
+@pytest.mark.parametrize("preset", ["hybrid", "vtc"])
+def test_nor_does_a_shared_prefix_beyond_the_quantum_of_locality(preset):
+    hybrid = (("strict", True), ("preset", preset), ("fairness", {"quantum": 300.0}))
+    arena = Arena(World(num_blocks=200, max_seqs=8, step_tokens=128, hybrid=hybrid))
+    assert arena.share_of_the_adversary(shares_prefixes) <= 0.5 + TOLERANCE
+
+
+@pytest.mark.parametrize("cost", ["profiled", "seconds"])
+def test_at_other_prices_a_trick_buys_no_more_of_what_is_priced(cost):
+    hybrid = (("strict", True), ("fairness", {"cost": cost}))
+    arena = Arena(World(num_blocks=200, max_seqs=8, step_tokens=128, hybrid=hybrid))
+    arena.share_of_the_adversary(many_tiny_requests, turns=800)
+    arena.scheduler.ledger.settle()
+    values = sorted(arena.scheduler.counters.values.values())
+    assert values[0] >= 0.9 * values[-1]

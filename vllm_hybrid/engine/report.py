@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from vllm.v1.request import Request
 
 from vllm_hybrid.engine.ledger import per_lane
+from vllm_hybrid.policy.fairness import is_group
 from vllm_hybrid.policy.gap import EngineShape, gap_bounds
 from vllm_hybrid.policy.request import ClientKey, Lane, RequestView
 from vllm_hybrid.policy.waits import REMEDIES, Reason
@@ -114,6 +115,7 @@ class Reporter:
             slots=s.max_num_active_reqs,
             drafts=s.num_spec_tokens,
             one_prefill=not s.scheduler_config.long_prefill_token_threshold,
+            allowed_gap=s.waiting_requests.allowed_gap,
         )
         return gap_bounds(s.hybrid_config, s.counters, shape)
 
@@ -146,7 +148,7 @@ class Reporter:
         s = self._s
         s.ledger.settle()
         cells = {(lane, client): cell for lane, client, cell in s.clients.named() if client is not None}
-        keys = {*s.counters.values, *s._live, *cells}
+        keys = {*(key for key in s.counters.values if not is_group(key)), *s._live, *cells}
         chosen = heapq.nlargest(most, keys, key=lambda key: (s._live[key] > 0, s.counters.value(key)))
         return {"clients": [self._client(key) for key in chosen], "left_out": len(keys) - len(chosen)}
 
@@ -157,6 +159,7 @@ class Reporter:
         return {
             "lane": key[0].label,
             "client": key[1],
+            "group": None if (config := s.hybrid_config.clients.get(key[1])) is None else config.group,
             "weight": s.counters.weight(key),
             "counter": s.counters.value(key),
             "waiting": waiting,
@@ -199,8 +202,8 @@ class Reporter:
     def _wait(self, view: RequestView, now_s: float) -> dict[str, Any]:
         s = self._s
         reason = self._reason(view)
-        value = s.counters.value(view.key)
-        others = (s.counters.value(key) for key in s.waiting_requests.clients(view.lane))
+        value = s.counters.standing(view.key)
+        others = (s.counters.standing(key) for key in s.waiting_requests.clients(view.lane))
         place = next(
             (at for at, v in enumerate(itertools.islice(s.waiting_requests.line(view.key), _MOST_PLACES)) if v is view),
             None,

@@ -66,13 +66,18 @@ class ServiceGaps:
 
 @dataclass(frozen=True, slots=True)
 class EngineShape:
-    """What of the engine the bound depends on. one_prefill: prompts are computed one after the other."""
+    """What of the engine the bound depends on.
+
+    one_prefill: prompts are computed one after the other. allowed_gap: service by which a client may fall behind while
+    its requests are late (`WaitingRequests`).
+    """
 
     pool_tokens: int
     longest_tokens: int  # of a sequence
     slots: int
     drafts: int = 0
     one_prefill: bool = True
+    allowed_gap: float = 0.0
 
 
 def gap_bounds(config: HybridConfig, counters: VirtualCounters, shape: EngineShape) -> dict[Lane, float | None]:
@@ -99,4 +104,4 @@ def _bound(config: HybridConfig, counters: VirtualCounters, shape: EngineShape) 
         bound += token * outputs  # expected of the client that is behind, and not generated yet
     if config.preset == "hybrid":
         bound += prompt  # others may pass a head that does not fit
-    return (bound + config.fairness.quantum) / counters.least_weight
+    return (bound + config.fairness.quantum) / counters.least_weight + shape.allowed_gap
