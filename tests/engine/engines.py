@@ -84,8 +84,16 @@ def running_engine(model: str, scheduler: Mapping[str, Any] = STOCK, **settings:
         cleanup_dist_env_and_memory()
 
 
-def serve(engine: LLMEngine, calls: Sequence[Call], aborts: Mapping[int, list[str]] = {}) -> dict[str, list[list[int]]]:
-    """Run the load to its end; request id -> the tokens of each of its samples."""
+def serve(
+    engine: LLMEngine,
+    calls: Sequence[Call],
+    aborts: Mapping[int, list[str]] = {},
+    logprobs: dict[str, list[float]] | None = None,
+) -> dict[str, list[list[int]]]:
+    """Run the load to its end; request id -> the tokens of each of its samples.
+
+    logprobs: filled with the log probability of every token, where the calls ask for them.
+    """
     waiting = sorted(calls, key=lambda call: call.step)
     outputs: dict[str, dict[int, list[int]]] = {}
     step = 0
@@ -103,6 +111,9 @@ def serve(engine: LLMEngine, calls: Sequence[Call], aborts: Mapping[int, list[st
         for output in engine.step():
             for sample in output.outputs:
                 outputs.setdefault(output.request_id, {})[sample.index] = list(sample.token_ids)
+                if logprobs is not None:
+                    chosen = zip(sample.token_ids, sample.logprobs, strict=True)
+                    logprobs[output.request_id] = [position[token].logprob for token, position in chosen]
         step += 1
         assert step < STEP_LIMIT, scheduler_of(engine).get_request_counts()
     return {request_id: [samples[i] for i in sorted(samples)] for request_id, samples in outputs.items()}

@@ -90,7 +90,8 @@ class ShadowWorker:
         self.drafts = world.drafts
         self._draft_hit_rate = draft_hit_rate
         self._rng = random.Random(seed)
-        self._kv = np.zeros(world.num_blocks * BLOCK_SIZE, dtype=np.int64)
+        # By virtual block id: whole blocks, then the half blocks that lie in them.
+        self._kv = np.zeros((1 + world.halves) * world.num_blocks * BLOCK_SIZE, dtype=np.int64)
         self._requests: dict[str, _Request] = {}
         self._in_batch: set[str] = set()  # runner V1: scheduled in the step before; runner V2: has a slot
         self._proposed: dict[str, list[int]] = {}
@@ -100,6 +101,7 @@ class ShadowWorker:
 
     def execute(self, step: SchedulerOutput) -> ModelRunnerOutput:
         """Run one step in device order."""
+        self._move(step)
         self._drop(step)
         computed = self._take_new(step) | self._take_cached(step)
         if not self.world.v2_runner:
@@ -110,6 +112,24 @@ class ShadowWorker:
         return ModelRunnerOutput(
             req_ids=ids, req_id_to_index={rid: i for i, rid in enumerate(ids)}, sampled_token_ids=sampled
         )
+
+    def _move(self, step: SchedulerOutput) -> None:
+        """A request gets whole blocks in the place of its half blocks, with what these hold."""
+        if move := getattr(step, "hybrid_move", None):
+            request = self._requests[move.request_id]
+            held = self._kv[request.slots(0, move.tokens)]
+            if request.blocks != move.half_ids:
+                raise OracleError(f"{move.request_id} is moved from blocks that it does not have")
+            request.blocks = list(move.block_ids)
+            self._store(request.slots(0, move.tokens), held)
+
+    def _store(self, slots: np.ndarray, values: np.ndarray | int) -> None:
+        """Write, and spoil what lies in the same memory under the other form's ids."""
+        self._kv[slots] = values
+        halves, blocks = self.world.halves, self.world.num_blocks
+        for block in np.unique(slots // BLOCK_SIZE) if halves > 1 else ():
+            first, count = (blocks + halves * block, halves) if block < blocks else ((block - blocks) // halves, 1)
+            self._kv[first * BLOCK_SIZE : (first + count) * BLOCK_SIZE] = -1
 
     def _drop(self, step: SchedulerOutput) -> None:
         for request_id in step.finished_req_ids:
@@ -194,7 +214,7 @@ class ShadowWorker:
             raise OracleError(f"{request_id}: goes on at {computed}, but {request.computed_end} are computed")
         request.computed_end = end
         self._check_kv(request, request_id, computed)
-        self._kv[request.slots(computed, known_end)] = request.hashes[computed:known_end]
+        self._store(request.slots(computed, known_end), request.hashes[computed:known_end])
         if known_end < len(request.tokens):
             return []
         sampled = self._sample(request, drafts)
@@ -212,7 +232,7 @@ class ShadowWorker:
         sampled = []
         for draft in drafts:
             position = len(request.tokens)
-            self._kv[request.slots(position, position + 1)] = extend_hash(request.last_hash, draft)
+            self._store(request.slots(position, position + 1), extend_hash(request.last_hash, draft))
             if draft != next_token(request.last_hash):
                 break
             request.push(draft)

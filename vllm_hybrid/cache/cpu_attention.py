@@ -119,19 +119,32 @@ class HybridCpuImpl(CPUAttentionBackendImpl):
         if rows is not None:
             view = self.view(kv_cache)
             if len(rows.decode_tokens):
-                table, lens = rows.decode_table, rows.decode_lens
-                context, inside = _padded_contexts(view, table, lens)
-                bias = torch.zeros(inside.shape).masked_fill(~inside, float("-inf"))[:, None]
-                if self.alibi_slopes is not None:
-                    distance = torch.arange(inside.shape[1]) - (lens[:, None] - 1)
-                    bias = bias + self.alibi_slopes[None, :, None] * distance[:, None]
-                out = self.decode(layer, query[rows.decode_tokens], context, bias)
+                out = self.decode_rows(layer, query[rows.decode_tokens], view, rows)
                 output[rows.decode_tokens] = out.reshape(-1, *output.shape[1:]).to(output.dtype)
             for begin, end, length, block_ids in rows.prompts:
                 context = reference.row_tokens(view, block_ids, length)
                 out = self._prompt(query[begin:end], *self.keys_and_values(layer, context))
                 output[begin:end] = out.view_as(output[begin:end])
         return output
+
+    def decode_rows(self, layer: Any, query: torch.Tensor, view: HalfBlockView, rows: HalfRows) -> torch.Tensor:
+        """[D, nh, hd] of all decode rows at once, on contexts padded to the longest; query [D, nh, hd]."""
+        context, inside = _padded_contexts(view, rows.decode_table, rows.decode_lens)
+        bias = torch.zeros(inside.shape).masked_fill(~inside, float("-inf"))[:, None]
+        if self.alibi_slopes is not None:
+            distance = torch.arange(inside.shape[1]) - (rows.decode_lens[:, None] - 1)
+            bias = bias + self.alibi_slopes[None, :, None] * distance[:, None]
+        return self.decode(layer, query, context, bias)
+
+    def move_to_kv(self, layer: Any, half_ids: torch.Tensor, block_ids: torch.Tensor, tokens: int) -> None:
+        """Write K and V of what half blocks [W] hold, `tokens` of it, into whole blocks [W]."""
+        cache = layer.kv_cache
+        block_tokens = cache.shape[2]
+        held = self.keys_and_values(layer, reference.row_tokens(self.view(cache), half_ids, tokens))
+        key, value = (part.to(cache.dtype).contiguous() for part in held)
+        at = torch.arange(tokens)
+        slots = block_ids[at // block_tokens] * block_tokens + at % block_tokens
+        CPUAttentionBackendImpl.do_kv_cache_update(self, layer, key, value, cache, slots)
 
     def _prompt(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """[T, nh, hd] attention of a row's last T tokens over its K and V [S, nkv, hd]."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from vllm.utils.math_utils import cdiv
 from vllm.v1.core.block_pool import BlockPool
@@ -21,6 +21,16 @@ PRESSURE_ENDS_AT = 0.7
 """Of the memory, beside 1 where the pressure begins: forms do not flicker."""
 
 
+class Move(NamedTuple):
+    """A request gets KV: what the worker needs to know."""
+
+    request_id: str
+    half_ids: list[int]
+    block_ids: list[int]
+    tokens: int
+    """That its cache holds."""
+
+
 class HalfBlockManager(FullAttentionManager):
     def __init__(self, kv_cache_spec: Any, block_pool: BlockPool, **kwargs: Any) -> None:
         super().__init__(kv_cache_spec, block_pool, **kwargs)
@@ -30,6 +40,9 @@ class HalfBlockManager(FullAttentionManager):
 
         self.pressure = False
         """Everything in KV would not fit into the memory."""
+
+        self.moves = 0
+        """Requests that were moved to KV so far."""
 
         self.asked_by: str | None = None
         """For whom vLLM looks into the prefix cache right now."""
@@ -91,6 +104,23 @@ class HalfBlockManager(FullAttentionManager):
         return self.half_blocks.ids.merged_by_freeing(
             block.block_id for block in self.req_to_blocks.get(request_id, ()) if block.ref_cnt == 1
         )
+
+    def move_to_kv(self, request_id: str, tokens: int) -> Move | None:
+        """Give a request whole blocks in the place of its half blocks; None if there are not so many.
+
+        The old ones are freed at once: workers carry the move out before the step, and whatever gets their memory
+        writes in the step.
+        """
+        old = self.req_to_blocks[request_id]
+        if len(old) > self.block_pool.get_num_free_blocks():
+            return None
+        new = self.block_pool.get_new_blocks(len(old))
+        self.req_to_blocks[request_id] = new
+        self.half_requests.discard(request_id)
+        self.num_cached_block[request_id] = 0  # none of the new ones can be found by prefix yet
+        self.half_blocks.free_blocks(reversed(old))
+        self.moves += 1
+        return Move(request_id, [block.block_id for block in old], [block.block_id for block in new], tokens)
 
     # -- what vLLM asks ------------------------------------------------------------------------------------------------
     def _missing_blocks(self, request_id: str, tokens: int, found: int = 0) -> int:

@@ -1,8 +1,8 @@
 """Which form a request gets, for any of vLLM's scheduler classes: `class Mine(ChoosesForm, Scheduler)`.
 
 A request takes the half form if, all in KV, what is here and what waits would not fit into the memory. Decided when it
-is looked at for admission; once it has blocks its form stands. Where the engine keeps KV only, nothing of this has any
-effect.
+is looked at for admission. When the pressure is over, requests of the half form that decode are moved to KV, one per
+step; the other way round only a preemption leads. Where the engine keeps KV only, nothing of this has any effect.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from vllm.v1.request import Request
 
 from vllm_hybrid import __version__
 from vllm_hybrid.cache.capability import CapabilityError
-from vllm_hybrid.cache.manager import HalfBlockManager
+from vllm_hybrid.cache.manager import HalfBlockManager, Move
 from vllm_hybrid.settings import KV_ONLY, form_of
 
 
@@ -24,6 +24,7 @@ class ChoosesForm:
     """Stands before a scheduler class in the MRO."""
 
     requests: dict[str, Request]
+    running: list[Request]
     kv_cache_manager: KVCacheManager
     vllm_config: Any
     blocks: HalfBlockManager | None = None
@@ -40,11 +41,31 @@ class ChoosesForm:
         assert self.blocks is not None
         return self.blocks.pressure
 
+    def moves_to_kv(self, request: Request) -> bool:
+        """Whether this request, which decodes from half blocks, gets KV now that there is no pressure."""
+        return True
+
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
+        if self.blocks is None:
+            return super().schedule(*args, **kwargs)  # type: ignore[misc]
+        move = self._move_one()
         output = super().schedule(*args, **kwargs)  # type: ignore[misc]
-        if self.blocks is not None:
-            self.blocks.feel_pressure()
+        if move is not None:
+            output.hybrid_move = move  # it survives the way to the worker, which carries it out before the step
+        self.blocks.feel_pressure()
         return output
+
+    def _move_one(self) -> Move | None:
+        """One request per step: a move costs about a sixth of the prefill of what it moves."""
+        blocks = self.blocks
+        assert blocks is not None
+        if blocks.pressure or not blocks.half_requests:
+            return None
+        for request in self.running:
+            half = request.request_id in blocks.half_requests
+            if half and not request.is_prefill_chunk and self.moves_to_kv(request):
+                return blocks.move_to_kv(request.request_id, request.num_computed_tokens)
+        return None
 
     def add_request(self, request: Request) -> None:
         new = request.request_id not in self.requests

@@ -18,6 +18,7 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 from vllm_hybrid.cache.capability import Decision
 from vllm_hybrid.cache.capture import capture, projection_of
 from vllm_hybrid.cache.cpu_attention import Fp8CpuImpl, HiddenCpuImpl, HybridCpuBackend
+from vllm_hybrid.cache.manager import Move
 from vllm_hybrid.cache.spec import with_half_blocks
 from vllm_hybrid.cache.start import decision_for, require
 from vllm_hybrid.settings import form_of
@@ -37,6 +38,22 @@ class HalfBlockCpuWorker(CPUWorker):
         model = self.model_runner.get_model()
         take_over = _keep_hidden_states if form == "hidden" else _keep_fp8
         take_over(model, self.model_config.dtype)
+
+    def execute_model(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        move: Move | None = getattr(scheduler_output, "hybrid_move", None)
+        if move is not None:
+            self._carry_out(move)
+        return super().execute_model(scheduler_output, *args, **kwargs)
+
+    def _carry_out(self, move: Move) -> None:
+        """Fill the request's new blocks in every layer, and let the runner know them."""
+        runner = self.model_runner
+        for attention in (module for module in runner.get_model().modules() if isinstance(module, Attention)):
+            attention.impl.move_to_kv(attention, torch.tensor(move.half_ids), torch.tensor(move.block_ids), move.tokens)
+        runner.requests[move.request_id].block_ids = (list(move.block_ids),)
+        row = runner.input_batch.req_id_to_index.get(move.request_id)
+        if row is not None:
+            runner.input_batch.block_table.add_row((move.block_ids,), row)
 
     def get_kv_cache_spec(self) -> dict[str, Any]:
         specs = super().get_kv_cache_spec()

@@ -72,7 +72,10 @@ class BatchReader:
 
     def read(self, step: SchedulerOutput) -> Batch:
         scheduled, batch = step.num_scheduled_tokens, self._batch
-        if scheduled == self._decoding and (self._known_lengths or self._until_end > 1):
+        move = getattr(step, "hybrid_move", None)
+        moved_tokens = 0 if move is None else move.tokens
+        again = scheduled == self._decoding and not moved_tokens
+        if again and (self._known_lengths or self._until_end > 1):
             self._until_end -= 1
             half, rows = batch.half, 0
             if half is not None:
@@ -81,9 +84,9 @@ class BatchReader:
             batch.context_tokens += batch.decodes - rows
             batch.longest_tokens += 1
             return batch
-        return self._read_anew(scheduled)
+        return self._read_anew(scheduled, moved_tokens)
 
-    def _read_anew(self, scheduled: dict[str, int]) -> Batch:
+    def _read_anew(self, scheduled: dict[str, int], moved_tokens: int) -> Batch:
         prefills: list[Chunk] = []
         sampled: list[list[int]] = []
         decodes = context_tokens = longest_tokens = half_rows = half_tokens = half_chunk_tokens = 0
@@ -112,10 +115,10 @@ class BatchReader:
             req_ids=ids, req_id_to_index=dict(zip(ids, range(len(ids)), strict=True)), sampled_token_ids=sampled
         )
         half = None
-        if self._half_form is not None and (half_rows or half_chunk_tokens):
-            half = HalfWork(self._half_form, half_rows, half_tokens, half_chunk_tokens)  # type: ignore[arg-type]
+        if self._half_form is not None and (half_rows or half_chunk_tokens or moved_tokens):
+            half = HalfWork(self._half_form, half_rows, half_tokens, half_chunk_tokens, moved_tokens)  # type: ignore[arg-type]
         self._batch = Batch(prefills, decodes, context_tokens, longest_tokens, half, output)
-        everybody_decodes = self._until_end > 0 and not prefills and _NOTHING not in sampled
+        everybody_decodes = self._until_end > 0 and not prefills and _NOTHING not in sampled and not moved_tokens
         self._decoding = scheduled if everybody_decodes else {}
         return self._batch
 

@@ -32,6 +32,9 @@ class HalfWork(NamedTuple):
     chunk_context_tokens: int
     """Tokens computed before the prefill chunks."""
 
+    moved_tokens: int = 0
+    """Context of a request that is moved to KV before the step."""
+
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -191,13 +194,15 @@ class RooflineDevice(Device):
 
     def _half(self, half: HalfWork) -> tuple[float, float]:
         """Dense work in tokens, and seconds of attention beside those of a step whose chunks have KV before them."""
-        chunks, context = half.chunk_context_tokens, half.context_tokens
+        chunks, context, moved = half.chunk_context_tokens, half.context_tokens, half.moved_tokens
         if half.form == "fp8":
-            return 0.0, self._read_s(self.kv_bytes_per_token / 2 * (context - chunks))
+            return 0.0, self._read_s(self.kv_bytes_per_token * ((context - chunks) / 2 + 1.5 * moved))
         hidden = self.hidden
         assert hidden is not None
         # A chunk's context is projected whatever the form: the KV that the step was charged for is made here.
         more_s = self._read_s((hidden.bytes_per_token - self.kv_bytes_per_token) * chunks)
+        more_s += self._read_s((hidden.bytes_per_token + self.kv_bytes_per_token) * moved)
+        chunks += moved
         if half.form == "projected":
             more_s += self._read_s(hidden.bytes_per_token * context)
             return hidden.token_equivalents * (context + chunks), more_s
