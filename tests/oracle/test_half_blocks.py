@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import random
 
@@ -11,8 +12,9 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from tests.oracle.chaos import CHAOS, USUAL, unleash
 from tests.oracle.shadow import ShadowWorker
 from tests.oracle.workload import Shape, check_end, draw_load, play
+from vllm_hybrid.cache.capability import CapabilityError
 from vllm_hybrid.cache.manager import HalfBlockManager
-from vllm_hybrid.cache.scheduler import HalfBlockScheduler
+from vllm_hybrid.cache.scheduler import HalfBlockScheduler, half_block_manager
 from vllm_hybrid.sim.modelfree import Classes, EngineLoop, World, build, make_request
 
 pytestmark = pytest.mark.oracle
@@ -111,3 +113,17 @@ def test_what_a_cached_block_held_is_forgotten_when_it_is_given_out_anew() -> No
         loop.step()
     assert found_tokens(scheduler, loop, "again", None, True) == 0
     scheduler.blocks.integrity()
+
+
+def test_workers_that_do_not_fit_the_scheduler_are_refused() -> None:
+    kv_only = build(HALF, World())
+    assert half_block_manager(kv_only.kv_cache_manager, "kv") is None
+    with pytest.raises(CapabilityError, match="hidden was decided, but the workers keep KV only"):
+        half_block_manager(kv_only.kv_cache_manager, "hidden")
+    scheduler = build(HALF, World(halves=2))
+    manager = scheduler.blocks
+    manager.kv_cache_spec = dataclasses.replace(manager.kv_cache_spec, version="0.0.1")
+    with pytest.raises(CapabilityError, match=r"the workers run vllm_hybrid 0\.0\.1, the scheduler"):
+        half_block_manager(scheduler.kv_cache_manager, "hidden")
+    with pytest.raises(CapabilityError, match="the memory holds no block besides"):
+        build(HALF, World(num_blocks=1, halves=2))

@@ -28,6 +28,11 @@ class Projection:
     key_bias: torch.Tensor | None
     value_bias: torch.Tensor | None
 
+    def to(self, dtype: torch.dtype) -> Projection:
+        """The same in another dtype."""
+        parts = (self.key_weight, self.value_weight, self.key_bias, self.value_bias)
+        return Projection(*(None if part is None else part.to(dtype) for part in parts))  # type: ignore[arg-type]
+
 
 def projection_of(qkv: QKVParallelLinear, dtype: torch.dtype) -> Projection:
     """Asked of the layer itself, since it may have packed its weights: a product with the identity is exact."""

@@ -149,13 +149,13 @@ class HybridCpuImpl(CPUAttentionBackendImpl):
     def _prompt(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """[T, nh, hd] attention of a row's last T tokens over its K and V [S, nkv, hd]."""
         tokens, context = query.shape[0], key.shape[0]
-        grouped = query.float().unflatten(1, (self.num_kv_heads, -1))
+        grouped = query.to(key.dtype).unflatten(1, (self.num_kv_heads, -1))
         distance = torch.arange(context) - torch.arange(context - tokens, context)[:, None]
-        scores = torch.einsum("tkgd,skd->kgts", grouped, key.float()).flatten(0, 1) * self.scale
+        scores = torch.einsum("tkgd,skd->kgts", grouped, key).flatten(0, 1) * self.scale
         if self.alibi_slopes is not None:
             scores += self.alibi_slopes[:, None, None] * distance
         probs = scores.masked_fill(distance > 0, float("-inf")).softmax(-1)
-        out = torch.einsum("kgts,skd->tkgd", probs.unflatten(0, (self.num_kv_heads, -1)), value.float())
+        out = torch.einsum("kgts,skd->tkgd", probs.unflatten(0, (self.num_kv_heads, -1)), value)
         return out.flatten(1, 2).to(query.dtype)
 
     def view(self, kv_cache: torch.Tensor) -> HalfBlockView:
@@ -172,21 +172,31 @@ class HybridCpuImpl(CPUAttentionBackendImpl):
 
 
 class HiddenCpuImpl(HybridCpuImpl):
+    """Everything is computed in twice the width of the model: what is left is the rounding of x itself, and stock's."""
+
     projection: Projection
+
+    @classmethod
+    def of(cls, stock: CPUAttentionBackendImpl, projection: Projection) -> Self:
+        """The same attention, with hidden states."""
+        wide = torch.float64 if projection.key_weight.dtype == torch.float32 else torch.float32
+        return cls.taking_over(stock, projection=projection.to(wide))
 
     def view(self, kv_cache: torch.Tensor) -> HalfBlockView:
         return hidden_view(kv_cache, self.projection.key_weight.shape[1])
 
     def decode(self, layer: Any, query: torch.Tensor, context: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         weights, heads = self.projection, (self.num_heads, self.head_size)
+        query, context = query.to(weights.key_weight.dtype), context.to(weights.key_weight.dtype)
         absorbed = absorb_query(query, weights.key_weight.unflatten(0, heads))
-        scores = torch.einsum("rhc,rsc->rhs", absorbed, context).float() * self.scale + bias
-        z = torch.einsum("rhs,rsc->rhc", scores.softmax(-1).to(context.dtype), context)
+        scores = torch.einsum("rhc,rsc->rhs", absorbed, context) * self.scale + bias
+        z = torch.einsum("rhs,rsc->rhc", scores.softmax(-1), context)
         value_bias = None if weights.value_bias is None else weights.value_bias.view(heads)
         return project_output(z, weights.value_weight.unflatten(0, heads), value_bias)
 
     def keys_and_values(self, layer: Any, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         weights, heads = self.projection, (self.num_heads, self.head_size)
+        context = context.to(weights.key_weight.dtype)
         key = torch.nn.functional.linear(context, weights.key_weight, weights.key_bias)
         value = torch.nn.functional.linear(context, weights.value_weight, weights.value_bias)
         return key.unflatten(1, heads), value.unflatten(1, heads)

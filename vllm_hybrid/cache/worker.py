@@ -65,7 +65,7 @@ def _keep_hidden_states(model: torch.nn.Module, dtype: torch.dtype) -> None:
     for attention, qkv in attention_layers(model):
         _require_plain(attention)
         attention.attn_backend = HybridCpuBackend
-        attention.impl = HiddenCpuImpl.taking_over(attention.impl, projection=projection_of(qkv, dtype))
+        attention.impl = HiddenCpuImpl.of(attention.impl, projection_of(qkv, dtype))
         capture(qkv, attention.layer_name)
 
 
