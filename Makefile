@@ -61,7 +61,7 @@ overhead: $(STAMP) ## what our scheduler costs per step beside stock's
 	$(PY) -m benchmarks.overhead
 
 gpu: $(STAMP) ## kernel and step times of a GPU, where there is one (GPU_ARGS=...)
-	$(PY) -m benchmarks.gpu $(GPU_ARGS)
+	@$(PY) -m benchmarks.gpu $(GPU_ARGS)
 
 gpu-payload: $(STAMP) ## pack vLLM for a GPU machine without network into .vp/ (4 minutes)
 	PYTHON=$(PY) benchmarks/gpu/payload/build.sh .vp

@@ -31,7 +31,7 @@ class Projection:
     def to(self, dtype: torch.dtype) -> Projection:
         """The same in another dtype."""
         parts = (self.key_weight, self.value_weight, self.key_bias, self.value_bias)
-        return Projection(*(None if part is None else part.to(dtype) for part in parts))  # type: ignore[arg-type]
+        return Projection(*(None if part is None else part.to(dtype) for part in parts))
 
 
 def projection_of(qkv: QKVParallelLinear, dtype: torch.dtype) -> Projection:
