@@ -212,6 +212,11 @@ class HybridConfig(Section):
         return self.memory.gate
 
     @property
+    def paces(self) -> bool:
+        """Whether decodes with time to spare wait for blocks."""
+        return self.preset == "hybrid" and self.slo.online.tbt_s is not None
+
+    @property
     def follows_outputs(self) -> bool:
         """Whether the policy asks how far each output has come."""
         return self.slo.has_online_target or self.memory_gate == "expected" or self.fairness.prediction != "none"

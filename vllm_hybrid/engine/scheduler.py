@@ -173,7 +173,7 @@ class HybridMixin(Steering):
             return False
         if running * (1 + self.num_spec_tokens) > self._full_budget:
             return False
-        if self._offline_runs and self.viewer.growth_is_tight():
+        if (self._offline_runs or self.hybrid_config.paces) and self.viewer.growth_is_tight():
             return False
         now_s, timer = self.clock(), self.timer
         work = StepWork(decodes=running, context_tokens=self.ledger.work.context_tokens + running)

@@ -22,6 +22,7 @@ from vllm_hybrid.policy.groups import Groups
 from vllm_hybrid.policy.growth import Growth
 from vllm_hybrid.policy.latency import StepTimePredictor, StepWork
 from vllm_hybrid.policy.offline import UNTRAINED_TOKENS, Budget, OfflineFiller
+from vllm_hybrid.policy.pace import Pace
 from vllm_hybrid.policy.plan import StepPlan, StepView
 from vllm_hybrid.policy.request import Lane, RequestView
 from vllm_hybrid.policy.room import Room, RoomMaker
@@ -109,6 +110,10 @@ class HybridPlanner:
             plan.token_budget = max(1, min(view.max_tokens, tokens))
         if groups.offline or view.parked:
             Growth(view, plan, self._interval_s).settle()
+        elif self._deadlines.between_tokens and self._predictor.ready:
+            tbt_s = self._slo.online.tbt_s or math.inf
+            pace = Pace(view, plan, tbt_s, self._predictor.seconds(step))
+            pace.settle(groups.online_decodes, groups.online_prefills)
         plan.reserve_blocks = self._reserve(groups)
         if self._share is not None:
             self._share.note(decode_tokens + chunk_tokens, online, filled_tokens, offline)

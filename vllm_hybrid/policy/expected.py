@@ -7,6 +7,10 @@ expectation and `_DEVIATIONS` standard deviations within the pool at every t of 
 reserved its max_tokens, under which a pool stands half empty, nor is output forgotten, under which a third of all
 tokens is computed again.
 
+Where the target between tokens leaves decodes time to spare, not all need grow at once: some go on and finish, the
+others wait (`pace.py`). Then only a share of the growth to come must fit beside what is held (`growth`); late requests
+are never let in on that account.
+
 Online requests may use what offline work holds, as it gives way to them; an offline request must fit beside all.
 """
 
@@ -25,12 +29,15 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 _GRID = np.unique(np.concatenate((np.arange(0, 64, 16), np.geomspace(64, LONGEST, 22).round()))).astype(np.intp)
 _DEVIATIONS = 1.0
+_LATE_POOL = 0.7  # of the pool: late requests leave the rest to those that will come and can be in time
 
 
 class ExpectedGate:
     """The memory that the requests of a step will probably come to need, in tokens, per lane."""
 
-    def __init__(self, view: StepView, survival: Survival) -> None:
+    def __init__(self, view: StepView, survival: Survival, growth: float = 1.0) -> None:
+        """growth: share of what online requests have yet to grow that must find room at once."""
+        self._growth = growth
         self._survival = survival
         self._slack = view.block_tokens / 2  # of a last block that is half empty on average
         self._pool = float((view.total_blocks - 1) * view.block_tokens)
@@ -64,13 +71,18 @@ class ExpectedGate:
         return self._sums(np.array([request.missing_tokens]), chance)
 
     def fits(self, request: RequestView) -> bool:
-        """Whether a waiting request may come in."""
-        if self.idle:
+        """Whether a waiting request may come in. One that was started is waited for: it needs only its blocks."""
+        if self.idle or request.started:
             return True
         lane = int(request.key[0])
         mean, variance = self._of_new(request)
-        need = self._mean[lane] + mean + _DEVIATIONS * np.sqrt(self._variance[lane] + variance)
-        return bool(need.max() <= self._pool)
+        mean = self._mean[lane] + mean
+        peak = float((mean + _DEVIATIONS * np.sqrt(self._variance[lane] + variance)).max())
+        held = float(mean[0])
+        if request.late:
+            return peak <= _LATE_POOL * self._pool
+        share = self._growth if request.key[0] is Lane.ONLINE else 1.0
+        return held + share * (peak - held) <= self._pool
 
     def admit(self, request: RequestView) -> None:
         """The request came in."""

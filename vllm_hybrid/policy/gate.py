@@ -15,18 +15,19 @@ from __future__ import annotations
 import contextlib
 import functools
 from bisect import insort
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
 from vllm_hybrid.policy.expected import ExpectedGate
-from vllm_hybrid.policy.latency import StepWork
+from vllm_hybrid.policy.latency import StepTimePredictor, StepWork
 from vllm_hybrid.policy.plan import StepPlan, StepView
 from vllm_hybrid.policy.planner import Planner
 from vllm_hybrid.policy.request import Lane, RequestView
 from vllm_hybrid.policy.survival import Survival
 
 _RECHECK_STEPS = 10  # between two looks at a head that did not fit, while nobody leaves; as in the paper's engine
+_LEAST_GROWTH, _STEPS_TO_SPARE = 0.25, 4.0  # of `ExpectingPlanner._growth`
 _LAG_STEPS = 1  # an asynchronous engine schedules one more step before it learns that a request ended
 
 Stay = tuple[int, int]
@@ -207,19 +208,31 @@ def _opened(candidates: Iterable[RequestView]) -> Generator[RequestView, None, N
 class ExpectingPlanner:
     """Shows a planner only what the gate on expected memory lets in."""
 
-    def __init__(self, planner: Planner, survival: Survival) -> None:
+    def __init__(
+        self, planner: Planner, survival: Survival, predictor: StepTimePredictor, tbt_s: float | None = None
+    ) -> None:
         self._planner = planner
         self.survival = survival
+        self._predictor = predictor
+        self._tbt_s = tbt_s
         self.always = planner.always
 
     def plan(self, view: StepView) -> StepPlan:
         """The planner's step, with the gate before its admissions; it costs nothing where nobody could come in."""
         if not len(view.waiting):
             return self._planner.plan(view)
-        gate = LazyGate(view, self.survival)
+        gate = LazyGate(view, self.survival, self._growth)
         plan = self._planner.plan(_expecting(view, gate))
         plan.candidates = _watched(plan.candidates, view, gate)
         return plan
+
+    def _growth(self, view: StepView) -> float:
+        """Share of the requests that must be able to grow at once, if the others keep the target between tokens."""
+        if self._tbt_s is None or not self._predictor.ready:
+            return 1.0
+        context_tokens = sum(v.computed_tokens for v in view.running)
+        step_s = self._predictor.seconds(StepWork(decodes=len(view.running), context_tokens=context_tokens))
+        return min(1.0, max(_LEAST_GROWTH, _STEPS_TO_SPARE * step_s / self._tbt_s))
 
     def reusable(self, work: StepWork, now_s: float, pending_s: float, last_output_s: float, steps: int) -> bool:
         """As the planner's own."""
@@ -229,14 +242,15 @@ class ExpectingPlanner:
 class LazyGate:
     """The gate of a step, made when it is first asked for."""
 
-    def __init__(self, view: StepView, survival: Survival) -> None:
+    def __init__(self, view: StepView, survival: Survival, growth: Callable[[StepView], float]) -> None:
         self._view = view
         self._survival = survival
+        self._growth = growth
 
     @functools.cached_property
     def _gate(self) -> ExpectedGate:
         self._survival.refresh(self._view.running)
-        return ExpectedGate(self._view, self._survival)
+        return ExpectedGate(self._view, self._survival, self._growth(self._view))
 
     def fits(self, request: RequestView) -> bool:
         """Whether a waiting request may come in."""

@@ -70,7 +70,7 @@ class Preset:
         if config.memory_gate == "none":
             return planner
         if config.memory_gate == "expected":
-            return ExpectingPlanner(planner, Survival())
+            return ExpectingPlanner(planner, Survival(), predictor, config.slo.online.tbt_s if config.paces else None)
         return GatedPlanner(planner, planner.step_tokens if isinstance(planner, BatchPlanner) else 0)
 
 

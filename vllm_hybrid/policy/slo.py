@@ -57,6 +57,8 @@ class Deadlines:
 
     def _advance(self, view: RequestView, fresh: int, delivered_s: float) -> None:
         """Account for `fresh` tokens delivered since the last look; the youngest at `delivered_s`."""
+        if fresh:
+            view.last_token_s = delivered_s
         if view.dated_tokens == 0:
             view.deadline_s = view.arrival_s + self._ttft_s
         if self._strict or math.isinf(view.deadline_s):  # without a TTFT target the clock starts at the first look
