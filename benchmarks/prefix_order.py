@@ -57,8 +57,8 @@ def requests_of(run: Run) -> list[SimRequest]:
     requests = []
     for number, group in enumerate(members):
         prompt, output = draw_lengths("gsm8k_test", "auto", rng)
-        shared = {"hash_ids": (group,), "hash_block_tokens": PREFIX_TOKENS}
-        requests.append(SimRequest(f"r{number}", 0.0, PREFIX_TOKENS + prompt, output, "batch", lane, **shared))
+        tokens = PREFIX_TOKENS + prompt
+        requests.append(SimRequest(f"r{number}", 0.0, tokens, output, "batch", lane, (group,), PREFIX_TOKENS))
     return requests
 
 
