@@ -144,6 +144,7 @@ def _recompute(results: Results) -> Iterator[Check]:
     name = "poisson_short_long_2/vtc"
     free, again, gated = (results[f"{name}{variant}"] for variant in (" no gate", " no gate, billed again", ""))
     shift = free["shares"][0] - again["shares"][0]
+    yield _between("7 short_long_2 without the gate: first client's share", free["shares"][0], 0.49, 0.51)
     yield _between("7 short_long_2 without the gate: preemptions", free["preemptions"], 1, float("inf"))
     yield _between("7 the same, recomputed prompts billed again: share lost", shift, TOLERANCE["billed"], 1)
     yield _between("7 short_long_2 gated: preemptions", gated["preemptions"], 0, 0)
