@@ -3,7 +3,8 @@
     python -m benchmarks.ray_fairness [--quick] [--check] [--only fairness deaths cost] [--out FILE]
 
 The tiny model of the demo behind `ray.serve.llm`, two replicas of four slots; the router is ours with the choice taken
-away (A in turn, B and C pinned). fairness: the shares with local counters and with the hub. deaths, under the same
+away (half of A's streams
+here, half there, B and C pinned). fairness: the shares with local counters and with the hub. deaths, under the same
 load: the hub is killed; then the engine of B's replica is, SIGKILL. cost: seconds of a report to the hub as a real
 actor, with 10 to 10,000 clients that all changed. Needs two cores and 6 GB, and takes five minutes.
 """
@@ -11,6 +12,7 @@ actor, with 10 to 10,000 clients that all changed. Needs two cores and 6 GB, and
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import statistics
@@ -244,7 +246,8 @@ def measure(parts: tuple[str, ...], quick: bool) -> dict[str, Any]:
         found[name] = figures
         print(f"{name}: {figures}", flush=True)
 
-    with cluster(PORT):
+    # An interrupted run keeps the parts that it has finished.
+    with contextlib.suppress(KeyboardInterrupt), cluster(PORT):
         if "cost" in parts:
             note("cost", hub_cost(20 if quick else 100))
         if "fairness" in parts:

@@ -68,16 +68,8 @@ def hub() -> Any:
 def engine_of(replica: str) -> int:
     """Process id of a replica's engine core."""
     import psutil
+    from ray._private.state import actors
 
-    for process in psutil.process_iter(["pid", "cmdline"]):
-        line = " ".join(process.info["cmdline"] or ())
-        if "VLLM::EngineCore" in line and any(replica in _title(parent) for parent in process.parents()):
-            return process.info["pid"]
-    raise LookupError(f"no engine of {replica}")
-
-
-def _title(process: Any) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except Exception:  # gone meanwhile
-        return ""
+    server = next(a["Pid"] for a in actors().values() if replica in (a["Name"] or "") and a["State"] == "ALIVE")
+    children = psutil.Process(server).children(recursive=True)
+    return next(child.pid for child in children if "VLLM::EngineCore" in " ".join(child.cmdline()))

@@ -31,7 +31,9 @@ class Backlog:
 
         self._api = AsyncOpenAI(base_url=f"{self.url}/v1", api_key="none", timeout=60, max_retries=0)
         self._tasks = [
-            asyncio.create_task(self._forever(client)) for client, width in self.width.items() for _ in range(width)
+            asyncio.create_task(self._forever(client, [10 + stream, *PROMPT[1:]]))
+            for client, width in self.width.items()
+            for stream in range(width)
         ]
 
     async def stop(self) -> None:
@@ -40,10 +42,10 @@ class Backlog:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._api.close()
 
-    async def _forever(self, client: str) -> None:
+    async def _forever(self, client: str, prompt: list[int]) -> None:
         while True:
             try:
-                await self._one(client)
+                await self._one(client, prompt)
             except asyncio.CancelledError:
                 raise
             except Exception as error:
@@ -51,11 +53,11 @@ class Backlog:
                 self.failed.append((time.monotonic(), f"{client}: {type(error).__name__}"))
                 await asyncio.sleep(0.2)
 
-    async def _one(self, client: str) -> None:
+    async def _one(self, client: str, prompt: list[int]) -> None:
         extra: dict[str, Any] = {"ignore_eos": True, "vllm_xargs": {"client": client, "lane": "online"}}
         extra["return_token_ids"] = True
         stream = await self._api.completions.create(
-            model=self.model, prompt=PROMPT, max_tokens=OUTPUT_TOKENS, temperature=0, stream=True, extra_body=extra
+            model=self.model, prompt=prompt, max_tokens=OUTPUT_TOKENS, temperature=0, stream=True, extra_body=extra
         )
         first = True
         async for chunk in stream:
