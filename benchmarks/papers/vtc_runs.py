@@ -4,8 +4,7 @@ Policies run on the paper's engine (`vtc_engine.py`): a request is admitted only
 with what the others may (`memory.gate: max_tokens`), and admissions are looked for at intervals.  "every step" has the
 gate, on vLLM's engine; "no gate" is VTC without both, and "stock" is vLLM's own class, both with the 2,048 tokens a
 step that the claims about preemption were made with.  "oracle" and "predicted" count output ahead when clients are
-compared; "no gate, billed again" charges recomputed prompts, which the others do not.  The trace of `real` is drawn:
-its figures are the means of three draws.
+compared; "no gate, billed again" charges recomputed prompts, which the others do not.
 """
 
 from __future__ import annotations
@@ -29,7 +28,6 @@ DEVICE = "a10g_llama2_7b"
 MAX_SEQS, MAX_MODEL_LEN = 1000, 2048
 GATED = EngineSettings(max_seqs=MAX_SEQS, step_tokens=3072, max_model_len=MAX_MODEL_LEN)
 FREE = EngineSettings(max_seqs=MAX_SEQS, step_tokens=2048, max_model_len=MAX_MODEL_LEN)
-REAL_SEEDS = (SEED, SEED + 1, SEED + 2)
 RPM_LIMITS = (30, 20, 15, 10, 5)
 _GAP_TICKS = 100
 _FAIRNESS = {
@@ -117,29 +115,10 @@ def quick_runs() -> list[Run]:
 
 def measured(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
     """Simulate `run`; its figures, and what it cost on this machine."""
-    outcomes = [_measured(run, seed) for seed in (REAL_SEEDS if run.suite == "real" else (SEED,))]
-    return averaged([found for found, _ in outcomes]), averaged([timing for _, timing in outcomes])
+    return measured_on(make_workload(run.suite, SEED, **run.parameters), run)
 
 
-def averaged(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Number by number, also in lists; one record stays as it is."""
-    if len(records) == 1:
-        return dict(records[0])
-    found: dict[str, Any] = {}
-    for key, first in records[0].items():
-        values = [record[key] for record in records]
-        if isinstance(first, list):
-            found[key] = [statistics.fmean(column) for column in zip(*values, strict=True)]
-        else:
-            found[key] = first if isinstance(first, bool) else statistics.fmean(values)
-    return found
-
-
-def _measured(run: Run, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    return measured_on(make_workload(run.suite, seed, **run.parameters), run, seed)
-
-
-def measured_on(requests: list[SimRequest], run: Run, seed: int = SEED) -> tuple[dict[str, Any], dict[str, Any]]:
+def measured_on(requests: list[SimRequest], run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
     """The same for a given list of requests instead of the suite's own."""
     who = contender(run.policy, WORKLOADS[run.suite].clients)
     device, settings = load_device(run.device), FREE
@@ -155,7 +134,7 @@ def measured_on(requests: list[SimRequest], run: Run, seed: int = SEED) -> tuple
             use_paper_engine(preset, requests)
             device, settings = paper_device(device), paper_settings(device.kv_tokens, MAX_SEQS, MAX_MODEL_LEN)
     until_s = run.window_s + _LONGEST_STAY_S if run.stops else None
-    record = simulate(requests, who, device, settings, until_s=until_s, seed=seed)
+    record = simulate(requests, who, device, settings, until_s=until_s, seed=SEED)
     steps = len(record.steps)
     timing = {"cpu_s": record.cpu_s, "steps_per_s": steps / record.cpu_s, "speed": record.end_s / record.cpu_s}
     found = {"shortened": run.stops, **_whole_run(record), **_in_window(record, run)}

@@ -11,7 +11,6 @@ from benchmarks.paper_vtc import Parts, beside_others
 from benchmarks.papers import vtc_engine
 from benchmarks.papers.common import timing_of
 from benchmarks.papers.vtc_engine import ADMISSION_STEPS, CLIENT_TOKENS, ClientGate, IntervalPlanner, RejoiningOrder
-from benchmarks.papers.vtc_runs import averaged
 from benchmarks.vtc_stored import read_responses
 from tests.unit.policy.world import Pool, decode, request, step_view, waiting
 from vllm_hybrid.policy.fairness import VirtualCounters
@@ -71,15 +70,6 @@ def test_a_short_prompt_costs_a_pass_over_the_weights() -> None:
     assert paper.step_seconds([(8, 0)], []) == pytest.approx(plain.decode_s)
     assert paper.step_seconds([(512, 0)], []) == plain.step_seconds([(512, 0)], [])
     assert paper.step_seconds([], [100]) == plain.step_seconds([], [100])
-
-
-def test_figures_of_several_draws_are_averaged_one_by_one() -> None:
-    records = [
-        {"shares": [0.4, 0.6], "wait": 1.0, "shortened": False},
-        {"shares": [0.6, 0.4], "wait": 2.0, "shortened": False},
-    ]
-    assert averaged(records) == {"shares": [0.5, 0.5], "wait": 1.5, "shortened": False}
-    assert averaged(records[:1]) == records[0]
 
 
 def test_a_part_measured_anew_leaves_the_other_runs_of_the_file(tmp_path: Path) -> None:
