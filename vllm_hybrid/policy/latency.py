@@ -10,11 +10,12 @@ predictor is fitted once and stays.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 
 import numpy as np
 
-from vllm_hybrid.policy.latency_features import FEATURES, NEIGHBOURS, StepWork, features_of
+from vllm_hybrid.policy.latency_features import FEATURES, NEIGHBOURS, StepWork, feature_rows, features_of, figures_of
 from vllm_hybrid.policy.latency_fit import Floats
 from vllm_hybrid.policy.latency_memory import Memory
 from vllm_hybrid.policy.latency_model import NOTHING, StepTimeModel
@@ -50,7 +51,7 @@ class StepTimePredictor:
         self.drifts = 0
         self.coefficients = [0.0] * self.feature_count  # seconds per unit of each feature
         self._memory = Memory(self.feature_count, self.neighbours)
-        self._rows: list[Sequence[float]] = []
+        self._figures: list[Sequence[float]] = []  # of the steps of this window
         self._seconds: list[float] = []
         self._overlapping = False
         self._strange: list[Floats] = []  # the last windows, if they were far off
@@ -65,6 +66,7 @@ class StepTimePredictor:
     @coefficients.setter
     def coefficients(self, values: Sequence[float]) -> None:
         self._coefficients = list(values)
+        self._array = np.array(self._coefficients)
         self._sane = all(map(math.isfinite, values)) and any(values)
         self._adopt()
 
@@ -79,6 +81,14 @@ class StepTimePredictor:
     def inputs(self, work: StepWork) -> Sequence[float]:
         """The features of the model."""
         return features_of(work)
+
+    def figures(self, work: StepWork) -> Sequence[float]:
+        """What is kept of a step until its window is learned."""
+        return figures_of(work)
+
+    def rows(self, figures: Sequence[Sequence[float]]) -> Floats:
+        """The features of the steps that these are the figures of, a row each."""
+        return feature_rows(figures)
 
     def seconds(self, work: StepWork) -> float:
         """Predicted seconds of a step."""
@@ -110,13 +120,12 @@ class StepTimePredictor:
             self._blind += 1
             return
         self._blind = 0
-        row = self.inputs(work)
         if self.ready:
             self._judge(self.seconds(work), seconds)
-        self._rows.append(row)
+        self._figures.append(self.figures(work))
         self._seconds.append(seconds)
         self._overlapping |= not alone
-        if len(self._rows) >= _WINDOW_STEPS:
+        if len(self._figures) >= _WINDOW_STEPS:
             self._close_window()
 
     def learn(self, steps: Sequence[tuple[StepWork, float]]) -> None:
@@ -126,7 +135,7 @@ class StepTimePredictor:
         self._memory.add(ratios, np.ones(len(ratios)))
         self._solve()
         for _ in range(_SEED_ROUNDS):  # disturbed steps count less once it is known which they are
-            errors = np.abs(ratios @ np.array(self._coefficients) - 1.0)
+            errors = np.abs(ratios @ self._array - 1.0)
             self.error_ratio = float(np.median(errors))
             self._memory = Memory(self.feature_count, self.neighbours)
             self._memory.add(ratios, np.minimum(1.0, self._usual_error / np.maximum(errors, 1e-9)))
@@ -134,10 +143,10 @@ class StepTimePredictor:
         self.windows = max(self.windows, _READY_WINDOWS)
 
     def _close_window(self) -> None:
-        rows, seconds = np.array(self._rows, float), np.array(self._seconds)
+        rows, seconds = self.rows(self._figures), np.array(self._seconds)
         if self._overlapping:
             rows, seconds = rows.sum(axis=0, keepdims=True), seconds.sum(keepdims=True)
-        self._rows, self._seconds, self._overlapping = [], [], False
+        self._figures, self._seconds, self._overlapping = [], [], False
         if not np.isfinite(rows).all():
             return
         self.windows += 1
@@ -160,7 +169,7 @@ class StepTimePredictor:
         """How far each step can be trusted."""
         if not self.ready:
             return np.ones(len(ratios))
-        predicted = ratios @ np.array(self._coefficients)  # as a multiple of the real time
+        predicted = ratios @ self._array  # as a multiple of the real time
         weights = np.minimum(1.0, self._usual_error / np.maximum(np.abs(predicted - 1.0), 1e-9))
         weights /= np.maximum(1.0, predicted) ** 2  # a time that is far too short would outweigh all others
         return weights
@@ -181,13 +190,13 @@ class StepTimePredictor:
         self.margin = min(_MOST_MARGIN, max(_LEAST_MARGIN, self.margin))
 
     def _solve(self) -> None:
-        present = np.array(self._coefficients) if self._sane else np.zeros(self.feature_count)
+        present = self._array if self._sane else np.zeros(self.feature_count)
         self.coefficients = [float(value) for value in self._memory.solve(np.maximum(0.0, present))]
 
     # -- drift --------------------------------------------------------------------------------------------------
     def _level(self, ratios: Floats) -> float:
         """Predicted / real of these steps, the median."""
-        return float(np.median(ratios @ np.array(self._coefficients)))
+        return statistics.median((ratios @ self._array).tolist())
 
     def _correct(self) -> None:
         """Several windows in a row are far off: learn them, or else forget and take their level. Careful until then."""

@@ -12,6 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
 
 TOKEN_KNOTS = (64, 128, 256, 512, 1024)
 DECODE_KNOTS = (8, 32, 128)
@@ -68,6 +72,30 @@ def segments(amount: float, knots: Sequence[int]) -> list[float]:
         low = knot
     parts.append(max(amount - low, 0.0))
     return parts
+
+
+_KNOTS = (TOKEN_KNOTS, DECODE_KNOTS, CONTEXT_KNOTS)
+_LOWS = tuple(np.array((0, *knots), float) for knots in _KNOTS)
+_WIDTHS = tuple(np.array((*(high - low for low, high in pairwise((0, *knots))), np.inf)) for knots in _KNOTS)
+
+
+def figures_of(work: StepWork) -> tuple[float, ...]:
+    """What `feature_rows` needs of a step."""
+    return work.decodes, work.prefill_tokens, work.context_tokens, work.prefills, work.done_tokens, work.pairs
+
+
+def feature_rows(figures: Sequence[Sequence[float]]) -> NDArray[np.float64]:
+    """`features_of` of several steps at once, a row each."""
+    decodes, chunks, context, prefills, done, pairs = np.array(figures, float).T
+    rows = np.empty((len(decodes), len(FEATURES)))
+    rows[:, 0], column = 1.0, 1
+    for amounts, lows, widths in zip((decodes + chunks, decodes, context), _LOWS, _WIDTHS):
+        end = column + len(lows)
+        np.minimum(np.maximum(amounts[:, None] - lows, 0.0), widths, out=rows[:, column:end])
+        column = end
+    mixed = (decodes > 0) & (chunks > 0)
+    rows[:, column:] = np.array((chunks, prefills, done, pairs, mixed, mixed * decodes, mixed * context)).T
+    return rows
 
 
 def features_of(work: StepWork) -> list[float]:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.policy.world import examples
-from vllm_hybrid.policy.latency_features import FEATURES, StepWork, features_of
+from vllm_hybrid.policy.latency_features import FEATURES, StepWork, feature_rows, features_of, figures_of
 from vllm_hybrid.policy.latency_model import StepTimeModel
 
 prices = st.sampled_from([0.0, 1e-9, 1e-7, 1e-6, 1e-5, 1e-4])
@@ -78,3 +78,9 @@ def test_a_token_is_dear_where_the_step_is_full():
     assert model.prefill_seconds(64, 0, StepWork(decodes=64, prefill_tokens=960, prefills=1)) == pytest.approx(
         64 * 5e-5
     )
+
+
+@given(st.lists(steps(), min_size=1, max_size=8))
+@examples(100)
+def test_rows_of_many_steps_are_those_of_each(works):
+    assert feature_rows([figures_of(work) for work in works]).tolist() == [features_of(work) for work in works]

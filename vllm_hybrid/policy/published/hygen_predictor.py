@@ -10,7 +10,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from vllm_hybrid.policy.latency import StepTimePredictor, StepWork
+from vllm_hybrid.policy.latency_fit import Floats
 
 FEATURES = ("constant", "prefill_tokens", "context_tokens", "prefill_tokens_squared", "prefills", "decodes")
 
@@ -36,6 +39,14 @@ class HygenPredictor(StepTimePredictor):
         """The model's inputs, in the order of `FEATURES`."""
         tokens = float(work.prefill_tokens)
         return 1.0, tokens, float(work.context_tokens), tokens * tokens, float(work.prefills), float(work.decodes)
+
+    def figures(self, work: StepWork) -> Sequence[float]:
+        """The model's inputs already."""
+        return self.inputs(work)
+
+    def rows(self, figures: Sequence[Sequence[float]]) -> Floats:
+        """As they are."""
+        return np.array(figures, float)
 
     def seconds(self, work: StepWork) -> float:
         """Predicted seconds of a step."""
