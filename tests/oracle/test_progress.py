@@ -123,7 +123,7 @@ def test_a_burst_preempts_an_offline_request_at_most_once_per_interval(slo, pree
         jobs = burst_load(seed, factor=10)
         played, watch = watched(world, jobs)
         offline = {j.request_id for j in jobs if dict(j.identity)["lane"] == "offline"}
-        assert played.loop.scheduler.tally.preemptions[Lane.OFFLINE] >= 5
+        assert played.loop.scheduler.tally.preemptions[Lane.OFFLINE] >= 3
         assert min(watch.planned_rests_s, default=preempt_interval_s) >= preempt_interval_s
         # Nor does vLLM take memory by itself, when a decode finds no block, from one who just gave way.
         assert watch.shortest_rest_s(offline) >= preempt_interval_s

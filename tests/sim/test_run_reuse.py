@@ -1,4 +1,7 @@
-"""While no memory is free the last plan stands: cheaper, and the same step for step as planning anew."""
+"""While no memory is free the last plan stands: cheaper, and the same step for step as planning anew.
+
+Without what a policy learns at its plans (lengths of answers, bursts), which depends on how often it plans.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import pytest
 
 from tests.sim.test_run import SMALL, device
 from vllm_hybrid.engine.scheduler import HybridMixin
+from vllm_hybrid.policy.burst import Burst
 from vllm_hybrid.sim.run import Contender, RunRecord, SimRequest, simulate
 
 pytestmark = pytest.mark.oracle
@@ -20,11 +24,12 @@ def overload(lanes: tuple[str, str]) -> RunRecord:
         for client, gap_s, lane in (("a", 0.02, lanes[0]), ("b", 0.04, lanes[1]))
         for i in range(30)
     ]
-    return simulate(load, Contender("ours"), device(), replace(SMALL, max_seqs=64))
+    return simulate(load, Contender("ours", hybrid={"memory": {"gate": "none"}}), device(), replace(SMALL, max_seqs=64))
 
 
 @pytest.mark.parametrize("lanes", [("online", "online"), ("online", "offline")], ids="-".join)
 def test_reused_plans_decide_nothing_otherwise(lanes: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Burst, "reserve_blocks", lambda *args: 0)
     reusing = overload(lanes)
     monkeypatch.setattr(HybridMixin, "_is_shut", lambda self: False)
     replanning = overload(lanes)

@@ -97,6 +97,7 @@ class HybridMixin(Steering):
         self._shut_by: RequestView | None = None  # who stopped the admissions of the last plan,
         self._shut_at_blocks = 0  # and how many blocks were free after it
         self._reserve_blocks: int | None = None  # that admissions leave free
+        self._shut_steps = 0  # after the last plan, in which nobody will find memory unless somebody leaves or comes
         self._forget_at = _MANY_CLIENTS
         self._error_logged = False
         self.limit_running()
@@ -190,6 +191,8 @@ class HybridMixin(Steering):
         reserve = self._reserve_blocks
         if reserve is not None and self.running and free <= reserve + self.kv_cache_manager.watermark_blocks:
             return True
+        if self._steps_since_plan <= self._shut_steps:
+            return True
         stopped = self._shut_by
         if stopped is None or free > self._shut_at_blocks:
             return False
@@ -254,6 +257,7 @@ class HybridMixin(Steering):
         self._planned_membership = membership if stands else -1  # who came in during the step is not in the order yet
         self._shut_by = plan.shut_by
         self._reserve_blocks = plan.reserve_blocks
+        self._shut_steps = plan.shut_steps
         self._shut_at_blocks = self.kv_cache_manager.block_pool.get_num_free_blocks()
         self._offline_runs = any(v.key[0] is Lane.OFFLINE for v in reversed(plan.order))  # they stand last
         self._steps_since_plan = 1
@@ -294,6 +298,7 @@ class HybridMixin(Steering):
         if self.planner is None or request.request_id in self.requests:
             super().add_request(request)
             return
+        self._shut_steps = 0
         key = self.viewer.view_of(request).key
         self._lift(key)
         super().add_request(request)

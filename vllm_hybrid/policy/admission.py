@@ -27,6 +27,7 @@ from vllm_hybrid.policy.value import LATE_SHARE
 from vllm_hybrid.policy.waits import Reason
 
 MAX_BYPASSES = 64
+_SHUT_STEPS = 10  # without another look at requests that found no memory, while nobody leaves; as in VTC's engine
 _MAX_MISFITS = 4  # requests that did not fit, per lane and step: each costs a prefix-cache lookup
 _LEAST_OFFLINE_CHUNK = 16  # tokens: crumbs of a step would fill the slots with prompts that hardly advance
 _OFFLINE_RESERVE = 0.05  # of the pool: offline work leaves it to the growth of what runs
@@ -49,8 +50,15 @@ class Admission:
     burst_blocks: int = 0  # that offline work leaves to online requests that will come
     offline_first: bool = False  # nobody online comes in before an offline request did
     admitted: int = 0
+    only_memory: bool = True  # so far nothing but memory kept a request out
 
     def __iter__(self) -> Iterator[RequestView]:
+        yield from self._both_lanes()
+        reasons = self.plan.held.values()
+        if self.only_memory and Reason.MEMORY in reasons and {*reasons} <= {Reason.MEMORY, Reason.ONLINE_FIRST}:
+            self.plan.shut_steps = _SHUT_STEPS
+
+    def _both_lanes(self) -> Generator[RequestView, None, None]:
         if self.offline_first and self.offline is not None and self.view.waiting.lane_length(Lane.OFFLINE):
             yield from self._lane(Lane.OFFLINE, self.offline, self.reserve_blocks)
             if not self.admitted and self._something_runs():
@@ -82,6 +90,7 @@ class Admission:
                 tokens = self.view.admissible_tokens(request, rest + (0 if barred else reserve))
                 if not tokens:
                     if not self.view.ready(request):
+                        self.only_memory = False
                         continue  # could not run anyway: it stops nobody
                     passed.append(request)
                     if not rest:  # else its client's other requests may use what it must not
@@ -103,6 +112,7 @@ class Admission:
                     return False
                 if chunk < tokens:
                     self.plan.caps[request.request_id] = chunk
+                self.only_memory = False
                 try:
                     yield request
                 finally:  # the engine does not ask again when this one filled the step

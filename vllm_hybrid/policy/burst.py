@@ -27,6 +27,7 @@ class Burst:
     def reserve_blocks(self, running: Iterable[RequestView], now_s: float, block_tokens: int) -> int:
         """Blocks that offline admissions leave free beside the online requests of `running`."""
         held = sum([-(-(v.computed_tokens + v.missing_tokens * v.prefilling) // block_tokens) for v in running])
-        faded = self._peak_blocks * math.exp((self._at_s - now_s) / _FADE_S) if self._peak_blocks else 0.0
+        past_s = max(0.0, now_s - self._at_s)  # a clock that is set back takes nothing away
+        faded = self._peak_blocks * math.exp(-past_s / _FADE_S) if self._peak_blocks else 0.0
         self._peak_blocks, self._at_s = max(faded, float(held)), now_s
         return math.ceil(self._peak_blocks) - held

@@ -83,6 +83,8 @@ class StepPlan:
         next, and nobody leaves, nobody can be.
     reserve_blocks: what every admission leaves free: while no more than that is free, and nobody leaves, the plan
         stands. None: no such promise.
+    shut_steps: for so many steps the plan stands although requests wait: none of them was found memory, and only one
+        that leaves or arrives is likely to change that. Known when all candidates were asked for.
     held: why the admissions of a lane ended before its last waiting request, where the policy ended them; filled in
         while the candidates are asked for.
     """
@@ -98,6 +100,7 @@ class StepPlan:
     candidates: Iterable[RequestView] = ()
     shut_by: RequestView | None = None
     reserve_blocks: int | None = None
+    shut_steps: int = 0
     held: dict[Lane, Reason] = field(default_factory=dict)
 
 
