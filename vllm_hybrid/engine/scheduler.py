@@ -33,6 +33,7 @@ from vllm_hybrid.engine.report import Reporter
 from vllm_hybrid.engine.seeding import seed
 from vllm_hybrid.engine.shadow import differences
 from vllm_hybrid.engine.sharing import Sharing
+from vllm_hybrid.engine.shut import Shut
 from vllm_hybrid.engine.steering import Steering
 from vllm_hybrid.engine.step_timer import StepTimer
 from vllm_hybrid.engine.tally import StepMode, Tally
@@ -94,10 +95,7 @@ class HybridMixin(Steering):
         self._steps_since_plan = 0
         self._offline_runs = False
         self._step_budget = self._full_budget  # tokens that the last step might hold
-        self._shut_by: RequestView | None = None  # who stopped the admissions of the last plan,
-        self._shut_at_blocks = 0  # and how many blocks were free after it
-        self._reserve_blocks: int | None = None  # that admissions leave free
-        self._shut_steps = 0  # after the last plan, in which nobody will find memory unless somebody leaves or comes
+        self._shut = Shut()
         self._forget_at = _MANY_CLIENTS
         self._error_logged = False
         self.limit_running()
@@ -187,19 +185,15 @@ class HybridMixin(Steering):
 
     def _is_shut(self) -> bool:
         """Whether nobody finds memory: there is none, or whom the last plan had none for is next and finds no more."""
-        free = self.kv_cache_manager.block_pool.get_num_free_blocks()
-        reserve = self._reserve_blocks
-        if reserve is not None and self.running and free <= reserve + self.kv_cache_manager.watermark_blocks:
-            return True
-        if self._steps_since_plan <= self._shut_steps:
-            return True
-        stopped = self._shut_by
-        if stopped is None or free > self._shut_at_blocks:
+        if not self.running:
             return False
-        if stopped.started:  # those that ran before come first, and no other can have joined them
-            return True
+        manager = self.kv_cache_manager
+        free = manager.block_pool.get_num_free_blocks()
+        return self._shut.holds(free, free - manager.watermark_blocks, self._steps_since_plan, self._next_in_line)
+
+    def _next_in_line(self) -> RequestView | None:
         self.ledger.settle()
-        return self.waiting_requests.head() is stopped
+        return self.waiting_requests.head()
 
     def _schedule_again(self, throttle_prefills: bool) -> SchedulerOutput:
         self.explainer.held = {}  # only slots or memory keep others out now
@@ -255,10 +249,7 @@ class HybridMixin(Steering):
         self.tally.budget_tokens[1] += output.total_num_scheduled_tokens
         stands = not (plan.paused or plan.park or plan.caps or self._inflight_prefills)
         self._planned_membership = membership if stands else -1  # who came in during the step is not in the order yet
-        self._shut_by = plan.shut_by
-        self._reserve_blocks = plan.reserve_blocks
-        self._shut_steps = plan.shut_steps
-        self._shut_at_blocks = self.kv_cache_manager.block_pool.get_num_free_blocks()
+        self._shut.planned(plan, self.kv_cache_manager.block_pool.get_num_free_blocks())
         self._offline_runs = any(v.key[0] is Lane.OFFLINE for v in reversed(plan.order))  # they stand last
         self._steps_since_plan = 1
         return StepMode.PLAN, output
@@ -298,7 +289,7 @@ class HybridMixin(Steering):
         if self.planner is None or request.request_id in self.requests:
             super().add_request(request)
             return
-        self._shut_steps = 0
+        self._shut.arrival()
         key = self.viewer.view_of(request).key
         self._lift(key)
         super().add_request(request)
