@@ -27,6 +27,7 @@ class Witness:
         self.loop = loop
         self.scheduler: Any = loop.scheduler
         self.since_s: dict[str, float] = {}
+        self.arrived_s: dict[str, float] = {}
         self.said: Counter[Reason] = Counter()
         self.ended = 0
         self.offered: Any = None  # the last plan's admissions: what they leave to bursts is the policy's to say
@@ -40,7 +41,7 @@ class Witness:
         add, came_in, lost = loop.add, self.scheduler.waits.came_in, self.scheduler._lost_memory
 
         def note_arrival(request: Any) -> None:
-            self.since_s[request.request_id] = loop.now_s
+            self.since_s[request.request_id] = self.arrived_s[request.request_id] = loop.now_s
             add(request)
 
         def note_loss(request: Any) -> None:
@@ -61,6 +62,11 @@ class Witness:
     def check_reasons(self, step: Any) -> None:
         """What an operator is told of each waiting request, against what this step did."""
         s = self.scheduler
+        ages_s = dict.fromkeys(Lane, 0.0)
+        for name, request in s.requests.items():
+            lane = s.viewer.view_of(request).lane
+            ages_s[lane] = max(ages_s[lane], self.loop.now_s - self.arrived_s[name])
+        assert s.report.oldest_s() == pytest.approx(ages_s)
         came = {s.viewer.view_of(s.requests[new.req_id]).key for new in step.scheduled_new_reqs}
         came |= {s.viewer.view_of(s.requests[r]).key for r in step.scheduled_cached_reqs.resumed_req_ids}
         for view in list(s.waiting_requests):

@@ -45,6 +45,7 @@ DRAINED: dict[str, Any] = {
     "waiting": {"online": {"own_queue": 2, "slots": 1}, "offline": {"own_queue": 90, "online_first": 10}},
     "waited_s": {"online": {"slots": 1.5}, "offline": {"online_first": 2.5}},
     "service_gap": {"online": 0.0, "offline": 12.0},
+    "oldest_s": {"online": 0.5, "offline": 90.0},
     "service_gap_bound": {"online": 4096.0, "offline": None},
     "step_seconds": {"predicted": 0.9, "real": 1.0},
     "config_version": 1,

@@ -59,6 +59,7 @@ def test_deltas_add_up_and_states_replace_each_other() -> None:
     assert value(registry, "pauses_total", lane="offline", reason="slot") == 2
     assert value(registry, "waited_seconds_total", lane="online", reason="slots") == 3
     assert value(registry, "waiting_requests", lane="offline", reason="own_queue") == 90
+    assert value(registry, "oldest_request_seconds", lane="offline") == 90.0
     assert value(registry, "budget_tokens_total", kind="used") == 120
     assert value(registry, "step_seconds_total", kind="real") == 2
     assert value(registry, "cache_blocks", form="half") == 4 and value(registry, "cache_requests", form="kv") == 3

@@ -48,6 +48,7 @@ class Reporter:
             "clients": s.clients.drain(),
             "waiting": {lane.label: self._waiting(lane) for lane in Lane},
             "waited_s": {lane.label: self._waited(lane) for lane in Lane},
+            "oldest_s": {lane.label: age_s for lane, age_s in self.oldest_s().items()},
             "service_gap": {lane.label: gap for lane, gap in self._gaps().items()},
             "service_gap_bound": {lane.label: bound for lane, bound in self.service_gap_bounds().items()},
             "step_seconds": self._step_seconds(),
@@ -69,6 +70,20 @@ class Reporter:
             }
             for lane in Lane
         }
+
+    def oldest_s(self) -> dict[Lane, float]:
+        """Seconds since the oldest request of each lane arrived that is not finished; 0 where there is none.
+
+        O(requests that are older than both, or all if a lane is empty): vLLM keeps them in the order of arrival.
+        """
+        s, now_s = self._s, self._s.clock()
+        oldest: dict[Lane, float] = {}
+        for request in s.requests.values():
+            view = s.viewer.view_of(request)
+            oldest.setdefault(view.lane, now_s - view.arrival_s)
+            if len(oldest) == len(Lane):
+                break
+        return {lane: oldest.get(lane, 0.0) for lane in Lane}
 
     def cache_blocks(self) -> dict[str, int]:
         """Blocks of the pool that hold KV, that are split into halves (the form beside KV), and that are free."""
@@ -125,12 +140,14 @@ class Reporter:
         s = self._s
         pool = s.kv_cache_manager.block_pool
         requests, waiting, bounds = self.requests(), s.waiting_requests, self.service_gap_bounds()
+        oldest_s = self.oldest_s()
         return {
             "preset": s.hybrid_config.preset,
             "config_version": s.live.version,
             "lanes": {
                 lane.label: {
                     **requests[lane.label],
+                    "oldest_s": oldest_s[lane],
                     "clients_waiting": waiting.clients_waiting(lane),
                     "held_back_by": s.waits.reason(lane).value if waiting.lane_length(lane) else None,
                     "service_gap": max(self._last_gaps[lane], s.gaps.largest[lane]),

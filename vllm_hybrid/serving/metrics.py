@@ -47,6 +47,7 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
 GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "requests": ("Requests in the engine now.", ("lane", "state")),
     "waiting_requests": ("Requests that wait now, by what keeps them waiting.", ("lane", "reason")),
+    "oldest_request_seconds": ("Since the oldest request arrived that is not finished; 0: there is none.", ("lane",)),
     "client_waiting_requests": ("Requests of the client that wait now.", ("lane", "client")),
     "client_waiting_tokens": ("Prompt tokens of the client that wait now.", ("lane", "client")),
     "cache_blocks": ("Blocks of the KV pool that hold KV, that are split into halves, and that are free.", ("form",)),
@@ -118,6 +119,7 @@ def standing(drained: Mapping[str, Any]) -> Iterator[Sample]:
             yield from ((name, (lane, inner), value) for inner, value in values.items())
     for name in ("cache_blocks", "cache_requests"):
         yield from ((name, (form,), value) for form, value in drained[name].items())
+    yield from (("oldest_request_seconds", (lane,), value) for lane, value in drained["oldest_s"].items())
     yield from (("service_gap", (lane,), value) for lane, value in drained["service_gap"].items())
     for lane, bound in drained["service_gap_bound"].items():
         if bound is not None:
