@@ -3,15 +3,18 @@
     python -m benchmarks.prefix_order [--quick] [--only DEVICE ...] [--check] [--workers N] [--out FILE]
 
 Groups of offline requests share a few-shot prefix of 1,000 tokens; question and answer have GSM8K's lengths; members of
-all groups are there from the beginning, mixed at random.  The prefixes together are four times the device's KV pool.
-Same engine, same scheduler (`hybrid`), `lanes.offline.order` alone differs; stock vLLM is there too.
+all groups are there from the beginning, mixed at random, more than are served in the time.  The prefixes together are
+several times the device's KV pool, so that few are found again in order of arrival.  Same engine, same scheduler
+(`hybrid`), `lanes.offline.order` alone differs; stock vLLM is there too.  What the load leaves to win at most is
+computed beside (`ceiling`).
 """
 
 from __future__ import annotations
 
 import random
+import statistics
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +25,10 @@ from vllm_hybrid.sim.run import Contender, EngineSettings, SimRequest, simulate
 from vllm_hybrid.sim.suites.sources import draw_lengths
 
 DEVICES = ("h100_llama31_8b_bf16", "a100_llama2_7b_fp16")
-PREFIX_TOKENS, MEMBERS, QUICK_MEMBERS = 1_000, 10, 6
-PREFIXES_OF_POOL, QUICK_PREFIXES_OF_POOL = 4.0, 1.2
+PREFIX_TOKENS = 1_000
+GROUPS, MEMBERS = 2_000, 16
+QUICK_GROUPS, QUICK_MEMBERS = 400, 4
+WINDOW_S, QUICK_WINDOW_S = 200.0, 30.0
 SETTINGS = EngineSettings(max_seqs=256, step_tokens=2_048, prefix_caching=True, max_model_len=4_096)
 SEED = 1
 LEAST_GAIN = 1.8
@@ -36,12 +41,13 @@ ORDERS = {
 
 @dataclass(frozen=True)
 class Run:
-    """One order on one device. members: requests of a group; prefixes: all of them together, in pools."""
+    """One order on one device. members: requests of a group; window_s: how long they are served."""
 
     device: str
     order: str
+    groups: int
     members: int
-    prefixes: float
+    window_s: float = WINDOW_S
 
     @property
     def name(self) -> str:
@@ -50,8 +56,8 @@ class Run:
 
 def requests_of(run: Run) -> list[SimRequest]:
     """All requests, waiting from the beginning."""
-    rng, groups = random.Random(SEED), round(run.prefixes * load_device(run.device).kv_tokens / PREFIX_TOKENS)
-    members = [group for group in range(groups) for _ in range(run.members)]
+    rng = random.Random(SEED)
+    members = [group for group in range(run.groups) for _ in range(run.members)]
     rng.shuffle(members)
     lane = "online" if run.order == "stock" else "offline"  # stock knows no lanes
     requests = []
@@ -62,52 +68,91 @@ def requests_of(run: Run) -> list[SimRequest]:
     return requests
 
 
+def ceiling(run: Run) -> float:
+    """About the most that prefix order can be worth: finished requests per second, relative to order of arrival.
+
+    Steady states of full steps. In order of arrival as much of the prefixes is found as the pool holds of all; in
+    prefix order all but one of a group find it, and every slot is used.
+    """
+    device, requests = load_device(run.device), requests_of(run)
+    output = statistics.fmean(r.output_tokens for r in requests)
+    own = statistics.fmean(r.prompt_tokens for r in requests) - PREFIX_TOKENS
+    held = min(SETTINGS.max_seqs, int(device.kv_tokens / (PREFIX_TOKENS + own + output / 2)))
+    lost = max(0.0, 1 - device.kv_tokens / (run.groups * PREFIX_TOKENS))
+    context = round(PREFIX_TOKENS + own + output / 2)
+
+    def finished_per_s(decodes: int, prompt_tokens: float) -> float:
+        fit = int(SETTINGS.step_tokens / (1 + prompt_tokens / output))  # decodes, and the prompts that replace them
+        decodes = min(decodes, fit)
+        chunk = round(decodes / output * prompt_tokens)
+        return decodes / output / device.step_seconds([(chunk, 0)], [context] * decodes)
+
+    arrival = finished_per_s(held, own + lost * PREFIX_TOKENS)
+    return finished_per_s(SETTINGS.max_seqs, own + PREFIX_TOKENS / run.members) / arrival
+
+
 def served(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
     """Finished requests per second, prefix hits, and how late anybody was picked."""
-    record = simulate(requests_of(run), ORDERS[run.order], load_device(run.device), SETTINGS, seed=SEED)
-    done = record.requests
-    prompt = sum(r.request.prompt_tokens for r in done)
-    started = sorted(range(len(done)), key=lambda i: (done[i].scheduled_s, i))
-    latest = max((place - (older + 1) * (MOST_PASSED + 1) for place, older in enumerate(started)), default=0)
+    device, contender = load_device(run.device), ORDERS[run.order]
+    record = simulate(requests_of(run), contender, device, SETTINGS, until_s=run.window_s, seed=SEED)
+    everybody = record.requests
+    started = [r for r in everybody if r.scheduled_s is not None]
+    done = [r for r in started if r.finished_s is not None]
     found = {
-        "requests": len(done),
-        "finished_per_s": len(done) / record.end_s,
-        "hit_share": sum(r.cached_tokens for r in done) / prompt,
-        "prompt_tokens": prompt,
-        "output_tokens": sum(r.request.output_tokens for r in done),
-        "within_bound": latest <= 0,
-        "oldest_s": max(r.scheduled_s or record.end_s for r in done),
-        "preemptions": sum(r.preemptions for r in done),
+        "requests": len(everybody),
+        "finished": len(done),
+        "finished_per_s": len(done) / run.window_s,
+        "hit_share": sum(r.cached_tokens for r in started) / sum(r.request.prompt_tokens for r in started),
+        "within_bound": within_bound([r.scheduled_s for r in everybody]),
+        "preemptions": sum(r.preemptions for r in started),
         "policy_errors": record.policy_errors,
     }
     return found, {"cpu_s": record.cpu_s}
 
 
+def within_bound(scheduled_s: Sequence[float | None]) -> bool:
+    """Whether nobody was picked, or waits still, after more picks than the bound allows; the oldest stands first."""
+    picked = sorted((s, older) for older, s in enumerate(scheduled_s) if s is not None)
+    places = {older: place for place, (_, older) in enumerate(picked)}
+    return all(places.get(older, len(picked)) <= (older + 1) * (MOST_PASSED + 1) for older in range(len(scheduled_s)))
+
+
 def main() -> int:
     given = arguments("prefix_order", __doc__.splitlines()[0], DEVICES)
-    members, prefixes = (QUICK_MEMBERS, QUICK_PREFIXES_OF_POOL) if given.quick else (MEMBERS, PREFIXES_OF_POOL)
+    groups, members, window_s = GROUPS, MEMBERS, WINDOW_S
+    if given.quick:
+        groups, members, window_s = QUICK_GROUPS, QUICK_MEMBERS, QUICK_WINDOW_S
     devices = DEVICES[1:] if given.quick else tuple(given.only or DEVICES)
-    runs = [Run(device, order, members, prefixes) for device in devices for order in ORDERS]
+    runs = [Run(device, order, groups, members, window_s) for device in devices for order in ORDERS]
     watch = Stopwatch()
     outcomes = run_all(served, runs, given.workers)
     results = {run.name: found for run, (found, _) in zip(runs, outcomes, strict=True)}
     timing = {run.name: spent for run, (_, spent) in zip(runs, outcomes, strict=True)}
-    print(f"Offline requests with shared prefixes, {members} to a prefix, seed {SEED}: {watch.seconds:.0f} s\n")
-    print(table([_row(run, results) for run in runs]))
-    told = {"seed": SEED, "prefix_tokens": PREFIX_TOKENS, "members": members, "prefixes_of_pool": prefixes}
+    ceilings = {run.device: ceiling(run) for run in runs if run.order == "prefix"}
+    print(f"{groups} prefixes with {members} requests each, {window_s:g} s, seed {SEED}: {watch.seconds:.0f} s\n")
+    print(table([_row(run, results, ceilings) for run in runs]))
+    told: dict[str, Any] = {
+        "seed": SEED,
+        "prefix_tokens": PREFIX_TOKENS,
+        "groups": groups,
+        "members": members,
+        "window_s": window_s,
+    }
+    told |= {"ceilings": ceilings}
     checks = [check for device in devices for check in _checks(device, results, given.quick)]
     return finish(given, told | {"runs": results}, {"wall_s": watch.seconds, "runs": timing}, checks)
 
 
-def _row(run: Run, results: Mapping[str, Any]) -> dict[str, str]:
+def _row(run: Run, results: Mapping[str, Any], ceilings: Mapping[str, float]) -> dict[str, str]:
     found = results[run.name]
     gain = found["finished_per_s"] / results[f"{run.device} arrival"]["finished_per_s"]
     return {
         "device": run.device,
         "order": run.order,
-        "requests": str(found["requests"]),
+        "finished": str(found["finished"]),
         "finished/s": f"{found['finished_per_s']:.1f}",
         "x arrival": f"{gain:.2f}",
+        "(about the most)": f"{ceilings[run.device]:.2f}" if run.order == "prefix" else "-",
         "prefix hits": f"{found['hit_share']:.1%}",
         "preempted": str(found["preemptions"]),
     }
