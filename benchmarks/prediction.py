@@ -21,7 +21,7 @@ from benchmarks.papers.common import Check, Stopwatch, arguments, finish, run_al
 from vllm_hybrid.sim.answers import answers_of
 from vllm_hybrid.sim.device import load_device
 from vllm_hybrid.sim.device_models import Device
-from vllm_hybrid.sim.drift import ClientService, services, worst_drifts
+from vllm_hybrid.sim.drift import ClientService, largest_delivery, services, worst_drifts
 from vllm_hybrid.sim.records import RunRecord, SimRequest
 from vllm_hybrid.sim.run import Contender, EngineSettings, simulate
 from vllm_hybrid.sim.service import WARMUP_S
@@ -75,6 +75,7 @@ def measured(run: Run) -> dict[str, Any]:
     tokens = sum(r.request.prompt_tokens + len(r.token_s) for r in record.requests)
     return {
         "drift": max(d.service for d in worst_drifts(clients)),
+        "largest_delivery": largest_delivery(clients),
         **throughout(record, clients),
         "throughput": tokens / record.end_s,
         "requests": len(record.requests),

@@ -1,6 +1,6 @@
 """Three clients with a backlog, streaming through the `openai` client; prints what each of them got.
 
-python examples/ray_serve/client.py [--base-url http://127.0.0.1:8000/v1] [--seconds 10]
+python examples/ray_serve/client.py [--base-url http://127.0.0.1:8000/v1] [--tokens 4000]
 
 alice sends four times as many requests as bob and carol; carol has weight 2 (app.yaml). In the end alice and bob have
 the same number of tokens, carol twice as many, whichever replica their requests went to.
@@ -28,27 +28,37 @@ async def backlog(api: AsyncOpenAI, model: str, client: str, tokens: Counter) ->
             tokens[client] += sum(len(getattr(choice, "token_ids", None) or ()) for choice in chunk.choices)
 
 
-async def main(base_url: str, seconds: float) -> None:
+async def received(tokens: Counter, count: int) -> Counter:
+    """What everybody has got when all together have got so many tokens."""
+    while tokens.total() < count:
+        await asyncio.sleep(0.01)
+    return Counter(tokens)
+
+
+async def main(base_url: str, count: int) -> None:
     api = AsyncOpenAI(base_url=base_url, api_key="none")
     model = (await api.models.list()).data[0].id
     tokens: Counter = Counter()
     tasks = [
         asyncio.create_task(backlog(api, model, client, tokens)) for client, n in STREAMS.items() for _ in range(n)
     ]
-    await asyncio.sleep(seconds / 2)
-    before = Counter(tokens)
-    await asyncio.sleep(seconds / 2)
+    counting = asyncio.create_task(received(tokens, count // 2))  # who came first is served first; then shares count
+    done, _ = await asyncio.wait([counting, *tasks], return_when=asyncio.FIRST_COMPLETED)
+    before = next(iter(done)).result()  # a stream ends only by an error
+    counting = asyncio.create_task(received(tokens, before.total() + count))
+    done, _ = await asyncio.wait([counting, *tasks], return_when=asyncio.FIRST_COMPLETED)
+    after = next(iter(done)).result()
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    got = {client: tokens[client] - before[client] for client in STREAMS}
-    for client, count in got.items():
-        print(f"{client:<6} {STREAMS[client]:3} streams  {count:6} tokens  {count / sum(got.values()):.2f} of all")
+    got = {client: after[client] - before[client] for client in STREAMS}
+    for client, part in got.items():
+        print(f"{client:<6} {STREAMS[client]:3} streams  {part:6} tokens  {part / sum(got.values()):.2f} of all")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--base-url", default="http://127.0.0.1:8000/v1")
-    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--tokens", type=int, default=4000)
     given = parser.parse_args()
-    asyncio.run(main(given.base_url, given.seconds))
+    asyncio.run(main(given.base_url, given.tokens))

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, permutations
 from typing import Any
 
 import numpy as np
@@ -103,6 +103,21 @@ def worst_drifts(clients: Sequence[ClientService]) -> Iterator[Drift]:
             ]
             if drifts:
                 yield Drift(max(drifts), lane, (f.client, g.client))
+
+
+def largest_delivery(clients: Sequence[ClientService]) -> float:
+    """Most service, by weight, that one of two waiting clients of a lane got at one moment; 0 if no two ever waited.
+
+    A prompt is delivered at once: no order of the same requests makes the worst drift smaller than this.
+    """
+    most = 0.0
+    for f, g in permutations(clients, 2):
+        if f.lane != g.lane:
+            continue
+        for start_s, end_s in overlaps(f.backlogged, g.backlogged):
+            low, high = np.searchsorted(f.times_s, [start_s, end_s], side="right")
+            most = max(most, float(f.amounts[low:high].max(initial=0.0)) / f.weight)
+    return most
 
 
 def curves(clients: Sequence[ClientService], end_s: float) -> dict[str, Any]:

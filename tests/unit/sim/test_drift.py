@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 
 from tests.unit.sim.runs import answered, run_of
 from vllm_hybrid.sim.answers import answers_of
-from vllm_hybrid.sim.drift import ClientService, curves, drift_figures, merged, overlaps, services, worst_drifts
+from vllm_hybrid.sim.drift import (
+    ClientService,
+    curves,
+    drift_figures,
+    largest_delivery,
+    merged,
+    overlaps,
+    services,
+    worst_drifts,
+)
 from vllm_hybrid.sim.measure import Slo, measure
 
 
@@ -108,3 +117,11 @@ def test_the_worst_drift_agrees_with_trying_every_interval() -> None:
         expected = max((abs(a - b) for a, b in combinations(difference, 2)), default=0.0)
         (worst,) = worst_drifts(pair)
         assert worst.service == expected
+
+
+def test_no_order_brings_the_drift_below_one_prompt_that_came_while_both_waited() -> None:
+    f = client("f", [1.0, 3.0, 20.0], [50.0, 80.0, 900.0], (0.0, 10.0))
+    g = client("g", [2.0, 21.0], [45.0, 700.0], (0.0, 10.0))
+    assert largest_delivery([f, g]) == 80.0
+    assert largest_delivery([f, g]) <= max(d.service for d in worst_drifts([f, g]))
+    assert largest_delivery([f, client("idle", [], [])]) == 0.0
