@@ -80,7 +80,10 @@ class Admission:
         counters = self.view.waiting.counters
         # Closed at once when the step ends, also by an exception: an open walk keeps clients out of the next one.
         with contextlib.closing(self._newcomers(lane, closed)) as newcomers:
-            for request in itertools.chain(self._resuming(lane), self._aged(lane), newcomers):
+            resuming = self._resuming(lane)
+            behind = [v for v in resuming if v.stands_back_s > self.view.now_s]
+            before = [v for v in resuming if v not in behind] if behind else resuming
+            for request in itertools.chain(before, self._aged(lane), newcomers, behind):
                 if passed and passed[-1].started and request.started and lane is Lane.OFFLINE:
                     continue  # victims come back one after the other
                 barred = request.bypassed >= MAX_BYPASSES

@@ -16,6 +16,7 @@ Online requests may use what offline work holds, as it gives way to them; an off
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ from vllm_hybrid.policy.survival import LONGEST, Survival
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
-_GRID = np.unique(np.concatenate((np.arange(0, 64, 16), np.geomspace(64, LONGEST, 22).round()))).astype(np.intp)
+GRID = np.unique(np.concatenate((np.arange(0, 64, 16), np.geomspace(64, LONGEST, 22).round()))).astype(np.intp)
 _DEVIATIONS = 1.0
 _LATE_POOL = 0.7  # of the pool: late requests leave the rest to those that will come and can be in time
 
@@ -42,23 +43,24 @@ class ExpectedGate:
         self._slack = view.block_tokens / 2  # of a last block that is half empty on average
         self._pool = float((view.total_blocks - 1) * view.block_tokens)
         self.idle = not view.running and not view.parked
+        self._now_s = view.now_s
         holders = [*view.running, *view.parked]
         online = [v for v in holders if v.key[0] is Lane.ONLINE]
         offline = [v for v in holders if v.key[0] is Lane.OFFLINE]
-        self._mean = [np.zeros(len(_GRID)), np.zeros(len(_GRID))]  # of online requests; of all
-        self._variance = [np.zeros(len(_GRID)), np.zeros(len(_GRID))]
+        self._mean = [np.zeros(len(GRID)), np.zeros(len(GRID))]  # of online requests; of all
+        self._variance = [np.zeros(len(GRID)), np.zeros(len(GRID))]
         for lane, views in ((Lane.ONLINE, online), (Lane.OFFLINE, offline)):
             if views:
                 self._count(lane, *self._needs(views))
 
     def _needs(self, views: Sequence[RequestView]) -> tuple[Floats, Floats]:
         """Mean and variance of what they hold, at each point of the grid, together."""
-        chance = self._survival.goes_on(views, _GRID)
+        chance = self._survival.goes_on(views, GRID)
         held = np.array([v.computed_tokens + (v.missing_tokens if v.prefilling else 0) for v in views])
         return self._sums(held, chance)
 
     def _sums(self, held: np.ndarray[Any, Any], chance: np.ndarray[Any, Any]) -> tuple[Floats, Floats]:
-        tokens = (held + self._slack)[:, None] + _GRID
+        tokens = (held + self._slack)[:, None] + GRID
         return (tokens * chance).sum(axis=0), (tokens * tokens * chance * (1.0 - chance)).sum(axis=0)
 
     def _count(self, lane: Lane, mean: Floats, variance: Floats) -> None:
@@ -67,12 +69,15 @@ class ExpectedGate:
             self._variance[at] = self._variance[at] + variance
 
     def _of_new(self, request: RequestView) -> tuple[Floats, Floats]:
-        chance = self._survival.goes_on([request], _GRID)
+        chance = self._survival.goes_on([request], GRID)
         return self._sums(np.array([request.missing_tokens]), chance)
 
     def fits(self, request: RequestView) -> bool:
-        """Whether a waiting request may come in. One that was started is waited for: it needs only its blocks."""
-        if self.idle or request.started:
+        """Whether a waiting request may come in.
+
+        One that was started is waited for, and needs only its blocks, unless it stands back for others.
+        """
+        if self.idle or (request.started and request.stands_back_s <= self._now_s):
             return True
         lane = int(request.key[0])
         mean, variance = self._of_new(request)
@@ -83,6 +88,17 @@ class ExpectedGate:
             return peak <= _LATE_POOL * self._pool
         share = self._growth if request.key[0] is Lane.ONLINE else 1.0
         return held + share * (peak - held) <= self._pool
+
+    def copy(self) -> ExpectedGate:
+        """One to try things with."""
+        other = copy.copy(self)
+        other._mean, other._variance = self._mean.copy(), self._variance.copy()
+        return other
+
+    def release(self, request: RequestView) -> None:
+        """A running request gives up its memory."""
+        mean, variance = self._needs([request])
+        self._count(request.key[0], -mean, -variance)
 
     def admit(self, request: RequestView) -> None:
         """The request came in."""

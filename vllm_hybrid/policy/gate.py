@@ -15,10 +15,11 @@ from __future__ import annotations
 import contextlib
 import functools
 from bisect import insort
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
+from vllm_hybrid.policy.exchange import MOST_STEPS, Exchange, without
 from vllm_hybrid.policy.expected import ExpectedGate
 from vllm_hybrid.policy.latency import StepTimePredictor, StepWork
 from vllm_hybrid.policy.plan import StepPlan, StepView
@@ -27,7 +28,7 @@ from vllm_hybrid.policy.request import Lane, RequestView
 from vllm_hybrid.policy.survival import Survival
 
 _RECHECK_STEPS = 10  # between two looks at a head that did not fit, while nobody leaves; as in the paper's engine
-_LEAST_GROWTH, _STEPS_TO_SPARE = 0.25, 4.0  # of `ExpectingPlanner._growth`
+_LEAST_GROWTH, _STEPS_TO_SPARE = 0.25, 4.0  # of `ExpectingPlanner.plan`
 _LAG_STEPS = 1  # an asynchronous engine schedules one more step before it learns that a request ended
 
 Stay = tuple[int, int]
@@ -215,24 +216,33 @@ class ExpectingPlanner:
         self.survival = survival
         self._predictor = predictor
         self._tbt_s = tbt_s
+        self._exchange = None if tbt_s is None else Exchange(survival, tbt_s)
         self.always = planner.always
 
     def plan(self, view: StepView) -> StepPlan:
         """The planner's step, with the gate before its admissions; it costs nothing where nobody could come in."""
         if not len(view.waiting):
             return self._planner.plan(view)
-        gate = LazyGate(view, self.survival, self._growth)
+        steps = self._steps(view)
+        gate = LazyGate(view, self.survival, min(1.0, max(_LEAST_GROWTH, _STEPS_TO_SPARE / steps)))
+        gone = self._exchange.settle(view, gate.made) if self._exchange is not None and steps >= MOST_STEPS else []
+        if gone:
+            view = without(view, gone)
         plan = self._planner.plan(_expecting(view, gate))
+        plan.preempt += gone
         plan.candidates = _watched(plan.candidates, view, gate)
         return plan
 
-    def _growth(self, view: StepView) -> float:
-        """Share of the requests that must be able to grow at once, if the others keep the target between tokens."""
+    def _steps(self, view: StepView) -> float:
+        """Steps of the running requests that the target between tokens allows for; 1 where nothing is known.
+
+        That share of them, and some more, must be able to grow at once; the others keep the target all the same.
+        """
         if self._tbt_s is None or not self._predictor.ready:
             return 1.0
         context_tokens = sum(v.computed_tokens for v in view.running)
         step_s = self._predictor.seconds(StepWork(decodes=len(view.running), context_tokens=context_tokens))
-        return min(1.0, max(_LEAST_GROWTH, _STEPS_TO_SPARE * step_s / self._tbt_s))
+        return self._tbt_s / max(step_s, 1e-9)
 
     def reusable(self, work: StepWork, now_s: float, pending_s: float, last_output_s: float, steps: int) -> bool:
         """As the planner's own."""
@@ -242,23 +252,23 @@ class ExpectingPlanner:
 class LazyGate:
     """The gate of a step, made when it is first asked for."""
 
-    def __init__(self, view: StepView, survival: Survival, growth: Callable[[StepView], float]) -> None:
+    def __init__(self, view: StepView, survival: Survival, growth: float) -> None:
         self._view = view
         self._survival = survival
         self._growth = growth
 
     @functools.cached_property
-    def _gate(self) -> ExpectedGate:
+    def made(self) -> ExpectedGate:
         self._survival.refresh(self._view.running)
-        return ExpectedGate(self._view, self._survival, self._growth(self._view))
+        return ExpectedGate(self._view, self._survival, self._growth)
 
     def fits(self, request: RequestView) -> bool:
         """Whether a waiting request may come in."""
-        return self._gate.fits(request)
+        return self.made.fits(request)
 
     def admit(self, request: RequestView) -> None:
         """The request came in."""
-        self._gate.admit(request)
+        self.made.admit(request)
 
 
 def _expecting(view: StepView, gate: LazyGate) -> StepView:

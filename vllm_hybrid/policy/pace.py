@@ -67,14 +67,14 @@ class Pace:
         """Preempt until `missing` blocks are there; those that wait before those that must run."""
         view, plan = self._view, self._plan
         victims = sorted(ranked[1:], key=lambda v: (v in urgent, not v.late, v.computed_tokens))
-        gone: set[RequestView] = set()
+        gone: dict[RequestView, None] = {}  # in order: a set's would differ from run to run
         for victim in victims:
             if missing <= 0:
                 break
             blocks = view.reclaimable_blocks(victim)
             if blocks:
                 missing -= blocks + (view.growth_blocks(victim, view.decode_tokens) if victim in urgent else 0)
-                gone.add(victim)
+                gone[victim] = None
         plan.preempt += gone
         plan.order = [v for v in plan.order if v not in gone]
         plan.paused = [v for v in plan.paused if v not in gone]
