@@ -4,11 +4,12 @@ A burst fills the pool with those who came first, and for as long as their answe
 request makes of memory is its chance to end within t steps per token of memory and step that it holds until then, for
 the best t (the Gittins index of a job whose length is not known); `survival.py` knows the chances. A small request
 that has just come is often worth more than one that has generated for long and goes on. So a waiting online request
-that can still be in time, and does not fit, takes the memory of running ones that are worth less by a factor `_TIMES`.
+that can still be in time, but not for much longer, and does not fit, takes the memory of running ones that are worth
+less by a factor `_TIMES`.
 
 What that costs is counted: the one that steps back has missed its target between tokens, from then on it is worth
 nothing here, gives way first, and is late for whoever asks. It comes back when there is spare room, and before anything
-new once it has waited `_LONGEST_GAPS` times its target. A target of few steps (`MOST_STEPS`) promises a steady flow:
+new once it has waited `_LONGEST_GAPS` times its target. A target of few steps (`LEAST_STEPS`) promises a steady flow:
 then nobody steps back. Nor does anybody for a client that was served more than his by the gap that lateness allows.
 """
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -27,9 +29,10 @@ from vllm_hybrid.policy.plan import StepView
 from vllm_hybrid.policy.request import Lane, RequestView
 from vllm_hybrid.policy.survival import Survival
 
-MOST_STEPS = 16.0  # of a target between tokens under which nobody steps back
-_TIMES = 1.5  # worth more: the way back must be computed again, and chances are estimates
+LEAST_STEPS = 16.0  # of a target between tokens under which nobody steps back
+_TIMES = 2.5  # worth more: the way back must be computed again, and chances are estimates
 _LONGEST_GAPS = 30.0  # times the target between tokens
+_PRESSING = 0.6  # of the target for the first token: who has waited less may still find room
 _HEADS = 16  # of the waiting requests looked at in a step
 
 
@@ -108,10 +111,11 @@ class Exchange:
 
     @staticmethod
     def _heads(view: StepView) -> list[RequestView]:
-        """The next waiting requests, as long as they can be in time."""
+        """The next waiting requests, as long as they can be in time, but not for much longer."""
+        ttft_s = math.inf if view.waiting.urgency is None else view.waiting.urgency.ttft_s
         with contextlib.closing(view.waiting.walk(Lane.ONLINE, {}, ())) as walk:
             in_time = itertools.takewhile(lambda v: not v.late, itertools.islice(walk, _HEADS))
-            return [v for v in in_time if view.ready(v)]
+            return [v for v in in_time if view.ready(v) and view.now_s - v.arrival_s >= _PRESSING * ttft_s]
 
 
 def without(view: StepView, gone: Sequence[RequestView]) -> StepView:

@@ -19,7 +19,7 @@ from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
-from vllm_hybrid.policy.exchange import MOST_STEPS, Exchange, without
+from vllm_hybrid.policy.exchange import LEAST_STEPS, Exchange, without
 from vllm_hybrid.policy.expected import ExpectedGate
 from vllm_hybrid.policy.latency import StepTimePredictor, StepWork
 from vllm_hybrid.policy.plan import StepPlan, StepView
@@ -225,7 +225,7 @@ class ExpectingPlanner:
             return self._planner.plan(view)
         steps = self._steps(view)
         gate = LazyGate(view, self.survival, min(1.0, max(_LEAST_GROWTH, _STEPS_TO_SPARE / steps)))
-        gone = self._exchange.settle(view, gate.made) if self._exchange is not None and steps >= MOST_STEPS else []
+        gone = self._exchange.settle(view, gate.made) if self._exchange is not None and steps >= LEAST_STEPS else []
         if gone:
             view = without(view, gone)
         plan = self._planner.plan(_expecting(view, gate))

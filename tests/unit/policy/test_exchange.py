@@ -24,10 +24,13 @@ from tests.unit.policy.world import (
 )
 from vllm_hybrid.policy.exchange import Exchange, without, worth
 from vllm_hybrid.policy.expected import ExpectedGate
+from vllm_hybrid.policy.fairness import VirtualCounters
 from vllm_hybrid.policy.gate import ExpectingPlanner
 from vllm_hybrid.policy.plan import StepView, check_plan
 from vllm_hybrid.policy.request import RequestView
 from vllm_hybrid.policy.survival import Survival
+from vllm_hybrid.policy.value import Urgency
+from vllm_hybrid.policy.waiting import WaitingRequests
 
 NOW_S = 100.0
 
@@ -47,14 +50,23 @@ def going(context_tokens: int, output_tokens: int, **fields: Any) -> RequestView
 
 
 def fresh(prompt_tokens: int = 32, **fields: Any) -> RequestView:
-    return request(prompt_tokens=prompt_tokens, max_output_tokens=4096, **fields)
+    own = {"arrival_s": NOW_S - 0.7, "max_output_tokens": 4096}
+    return request(prompt_tokens=prompt_tokens, **(own | fields))
 
 
 def full(running: Sequence[RequestView], heads: Sequence[RequestView], **fields: Any) -> StepView:
     """An engine whose pool is taken by `running`, but for a few blocks."""
     held = sum(blocks_of(v.computed_tokens) for v in running)
     pool = Pool(total=held + len(running) + 2, free=len(running) + 1)
-    return step_view(running, waiting(heads), pool, slots=64, now_s=NOW_S, **fields)
+    return step_view(running, lined_up(heads), pool, slots=64, now_s=NOW_S, **fields)
+
+
+def lined_up(heads: Sequence[RequestView], counters: VirtualCounters | None = None) -> WaitingRequests:
+    queue = waiting((), counters)
+    queue.urgency = Urgency(ttft_s=1.0, now_s=NOW_S)
+    for view in heads:
+        queue.add(view)
+    return queue
 
 
 def settled(view: StepView, survival: Survival | None = None) -> list[RequestView]:
@@ -85,7 +97,8 @@ def test_nobody_steps_back_for_nothing() -> None:
     assert settled(full(running, [fresh(late=True)])) == []  # cannot be in time
     short = [going(90, 30), going(80, 20)]
     assert settled(full(short, [fresh(prompt_tokens=480)])) == []  # worth no more than they are
-    roomy = step_view(running, waiting([fresh()]), Pool(total=1000, free=900), slots=64)
+    assert settled(full(running, [fresh(arrival_s=NOW_S - 0.3)])) == []  # can wait
+    roomy = step_view(running, lined_up([fresh()]), Pool(total=1000, free=900), slots=64, now_s=NOW_S)
     assert settled(roomy) == []
 
 
@@ -99,7 +112,7 @@ def test_not_for_a_client_that_was_served_more_by_the_allowed_gap() -> None:
     counters.values[ONLINE, "b"] = 5000.0
     running = [going(600, 300), going(600, 310)]
     view = full(running, [])
-    view.waiting = waiting([fresh(client="b")], counters)
+    view.waiting = lined_up([fresh(client="b")], counters)
     view.waiting.allowed_gap = 1000.0
     assert settled(view) == []
     view.waiting.allowed_gap = 6000.0
@@ -111,7 +124,7 @@ def test_a_target_of_few_steps_promises_a_steady_flow() -> None:
         predictor = trained(constant_s=step_s)
         inner = planner({"ttft_s": 1.0, "tbt_s": 1.0, "gap": "strict"}, predictor=predictor)
         running = [going(600, 300), going(400, 250), going(90, 30)]
-        view = full(running, [fresh(arrival_s=NOW_S - 0.1)])
+        view = full(running, [fresh()])
         plan = ExpectingPlanner(inner, taught(), predictor, tbt_s=1.0).plan(view)
         check_plan(view, plan)
         assert (running[0] in plan.preempt) is steps_back
