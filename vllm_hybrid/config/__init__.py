@@ -240,6 +240,12 @@ class HybridConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _who_is_hopeless_is_said(self) -> HybridConfig:
+        if self.overload.on_hopeless == "reject" and self.slo.online.ttft_s is None:
+            raise ValueError("overload.on_hopeless = 'reject': has no effect without slo.online.ttft_s: set it")
+        return self
+
+    @model_validator(mode="after")
     def _shadow_is_for_hybrid(self) -> HybridConfig:
         if self.mode == "shadow" and (self.preset != "hybrid" or self.memory_gate == "max_tokens"):
             raise ValueError("mode = 'shadow': must go with preset = 'hybrid' and without memory.gate = 'max_tokens'")

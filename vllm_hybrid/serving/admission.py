@@ -1,10 +1,10 @@
 """The second question at the front door, asked once it is known for whom a request comes: is there room for it now?
 
 If not it is answered at once, with a Retry-After and before the answer's status goes out, so a stream is refused like
-any other: 503 where the server has its hands full (`overload`), offline requests first; 429 where the client has used
-up what it may send (`preset: rpm`, `limits`). Asking and taking a place is one act on the server's event loop. The
-question is asked once per HTTP request, however many prompts it holds; each of them takes a place until the HTTP
-request ends.
+any other: 503 where the server has its hands full (`overload`), offline requests first, or where a first token would
+come too late (`hopeless.py`); 429 where the client has used up what it may send (`preset: rpm`, `limits`). Asking and
+taking a place is one act on the server's event loop. The question is asked once per HTTP request, however many prompts
+it holds; each of them takes a place until the HTTP request ends.
 
 Each API server process counts what it sees itself: with several of them a limit is that of one process.
 """
@@ -23,9 +23,10 @@ from vllm_hybrid.config import LANES, HybridConfig
 from vllm_hybrid.policy.overload import Overload
 from vllm_hybrid.policy.presets import request_rate
 from vllm_hybrid.serving import client_limits
+from vllm_hybrid.serving.hopeless import Hopeless
 from vllm_hybrid.serving.identity import Call, Identity
 
-REASONS = ("overload", "rate", "client_waiting", "client_tokens")
+REASONS = ("overload", "ttft", "hopeless", "rate", "client_waiting", "client_tokens")
 
 
 class NotNow(GracefulHTTPError):
@@ -39,6 +40,7 @@ class Admission:
         self._overload = Overload(config.overload.max_requests, config.overload.offline_fraction)
         self._rate = request_rate(config)
         self._clock = clock
+        self.hopeless = Hopeless(config, clock)
         self._refused = refused
         for lane in LANES:
             for reason in REASONS:
@@ -48,12 +50,14 @@ class Admission:
         """Take a prompt of this HTTP request in, or raise NotNow."""
         if not call.places:
             self._ask(call, identity)
+            self.hopeless.begin(call, identity, self._refused.labels(identity.lane, "hopeless").inc)
         call.places += 1
         self._overload.take()
 
     def release(self, call: Call) -> None:
         """The HTTP request has ended."""
         client_limits.leave(call)
+        self.hopeless.release(call)
         self._overload.leave(call.places, self._clock())
         call.places = 0
 
@@ -62,6 +66,10 @@ class Admission:
         if wait_s is not None:
             message = f"the server has its hands full, of {self._overload.taken} requests"
             self._refuse(call, identity, "overload", HTTPStatus.SERVICE_UNAVAILABLE, message, wait_s)
+        wait_s = self.hopeless.too_long_s(identity)
+        if wait_s is not None:
+            message = "a first token would come too late (overload.reject_ttft_s)"
+            self._refuse(call, identity, "ttft", HTTPStatus.SERVICE_UNAVAILABLE, message, min(wait_s, 60.0))
         limit = client_limits.reached(call, identity.client)
         if limit is not None:
             self._refuse(call, identity, limit.reason, HTTPStatus.TOO_MANY_REQUESTS, limit.message, limit.retry_after_s)

@@ -86,6 +86,8 @@ class Call:
 
     places: of its prompts, as `admission.py` counts them. retry_after_s: where it was refused for now. ticket: its
     client, and the name under which it waits until its first prompt goes to the engine (`client_limits.py`).
+    unanswered: client by request without a first token; answered: whether one has it, or none will; given_up: whether
+    it was cancelled for that; task: what serves it (`hopeless.py`).
     """
 
     caller: Caller
@@ -95,6 +97,10 @@ class Call:
     places: int = 0
     retry_after_s: int | None = None
     ticket: tuple[str, str] | None = None
+    unanswered: dict[str, str] = field(default_factory=dict)
+    answered: bool = False
+    given_up: bool = False
+    task: Any = None
 
 
 CALL: ContextVar[Call | None] = ContextVar("hybrid_call", default=None)

@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any, Literal
 
 from vllm_hybrid.config.metrics import MetricsConfig
-from vllm_hybrid.serving import client_limits, status
+from vllm_hybrid.serving import client_limits, hopeless, status
 from vllm_hybrid.serving.admission import Admission, with_retry_after
 from vllm_hybrid.serving.door import Door, Refusal, refuse
 from vllm_hybrid.serving.drain import DrainPoller
@@ -54,10 +54,11 @@ class HybridMiddleware:
         if self._drain.begun and scope["path"] not in STILL_ANSWERED:
             raise self._drain.refusal()
         call = door.admit(scope)
-        call.admission = admission
+        call.admission, call.task = admission, asyncio.current_task()
         token = CALL.set(call)
         try:
-            await self._drain.serve(self._app, scope, receive, with_retry_after(call, send))
+            sent = with_retry_after(call, send)
+            await self._drain.serve(self._app, scope, receive, sent, lambda: hopeless.refusal(call))
         finally:
             CALL.reset(token)
             admission.release(call)
@@ -73,6 +74,7 @@ class HybridMiddleware:
         self._drain.hold_back(engine_client, asyncio.get_running_loop())
         client_limits.install(config)
         self._admission = Admission(config, _metrics(config.metrics.clients)[0].refused)
+        self._admission.hopeless.watch(engine_client.output_processor)
         async with _collecting(engine_client, config.metrics):
             await self._app(scope, receive, send)
 

@@ -12,6 +12,7 @@ import asyncio
 import json
 import threading
 import time
+from collections.abc import Callable
 from functools import wraps
 from http import HTTPStatus
 from typing import Any
@@ -69,8 +70,13 @@ class Drain:
         headers = ((b"retry-after", str(RETRY_AFTER_S).encode()), (b"connection", b"close"))
         return Refusal(HTTPStatus.SERVICE_UNAVAILABLE, _MESSAGE, headers)
 
-    async def serve(self, app: Any, scope: Any, receive: Any, send: Any) -> None:
-        """Serve a request that came in, to its end or to ours. Raises Refusal where no answer has begun by then."""
+    async def serve(
+        self, app: Any, scope: Any, receive: Any, send: Any, given_up: Callable[[], Refusal | None] = lambda: None
+    ) -> None:
+        """Serve a request that came in, to its end or to ours. Raises Refusal where no answer has begun by then.
+
+        given_up: what to tell the caller of a request that was cancelled for its own sake; None: it was not.
+        """
         begun: dict[str, bytes] = {}
 
         async def note_and_send(message: Any) -> None:
@@ -84,17 +90,18 @@ class Drain:
         try:
             await app(scope, receive, note_and_send)
         except asyncio.CancelledError:
-            if not self._over or scope["type"] != "http":
+            refusal = self.refusal() if self._over else given_up()
+            if refusal is None or scope["type"] != "http":
                 raise
             if not begun:
-                raise self.refusal() from None
-            await send({"type": "http.response.body", "body": _last_words(begun), "more_body": False})
+                raise refusal from None
+            await send({"type": "http.response.body", "body": _last_words(begun, refusal), "more_body": False})
         finally:
             self._tasks.discard(task)
 
 
-def _last_words(headers: dict[str, bytes]) -> bytes:
+def _last_words(headers: dict[str, bytes], refusal: Refusal) -> bytes:
     if not headers.get("content-type", b"").startswith(b"text/event-stream"):
         return b""
-    error = json.dumps(error_body(HTTPStatus.SERVICE_UNAVAILABLE, _MESSAGE))
+    error = json.dumps(error_body(refusal.status, refusal.message))
     return f"data: {error}\n\ndata: [DONE]\n\n".encode()
