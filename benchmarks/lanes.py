@@ -3,8 +3,9 @@
     python -m benchmarks.lanes [--quick] [--only RATE ...] [--check] [--workers N] [--out FILE]
 
 HyGen's setting (`paper_hygen`): Llama-2-7B on an A100-40, Azure conversation online, endless arXiv prompts offline, a
-target of so much above the mean or the P99 TBT of online alone.  Each policy has one knob and the same search over it;
-hybrid's is `slo.online.slowdown` for the mean and `slo.online.tbt_s` (strict) for the P99.  The bound is what a
+target of so much above the mean or the P99 TBT of online alone.  HyGen and HyGen* have one knob each, found by the same
+search on the window before.  Hybrid is told the target and not tuned: `slo.online.slowdown` is the tolerance of the
+mean, `slo.online.tbt_s` (strict) the P99 of online alone on the window before with the tolerance.  The bound is what a
 clairvoyant could do at most, without any want of memory and if reading KV cost nothing.
 """
 

@@ -99,26 +99,40 @@ def engine_of(model: str, dtype: str, contender: Contender, settings: EngineSett
 
 
 def serve(
-    engine: Any, contender: Contender, settings: EngineSettings, requests: Sequence[SimRequest], clock: Clock
+    engine: Any,
+    contender: Contender,
+    settings: EngineSettings,
+    requests: Sequence[SimRequest],
+    clock: Clock,
+    until_done: str | None = None,
 ) -> Served:
-    """Serve the requests, each at its time by `clock`; a step's seconds are a whole turn of this loop."""
+    """Serve the requests, each at its time by `clock`; a step's seconds are a whole turn of this loop.
+
+    until_done: a lane; once all of it is served, what is left of the other one is aborted.
+    """
     run = RunRecord(contender, "live", settings, 0, [RequestRecord(request) for request in requests])
     served = Served(run)
     records = {record.request.request_id: record for record in run.requests}
     coming = deque(sorted(run.requests, key=lambda record: record.request.arrival_s))
+    awaited = sum(request.lane == until_done for request in requests) if until_done else len(requests)
     with _watched(engine, records, clock) as works:
-        while coming or engine.has_unfinished_requests():
+        while awaited:
             if not engine.has_unfinished_requests():
                 clock.idle_until(coming[0].request.arrival_s)
             begin_s = clock()
             while coming and coming[0].request.arrival_s <= clock():
                 add(engine, coming.popleft().request)
             for output in engine.step():
-                _note(records[output.request_id], output, clock())
+                record = records[output.request_id]
+                _note(record, output, clock())
+                awaited -= output.finished and until_done in (None, record.request.lane)
             for work in works:
                 served.add_step(work, begin_s, clock() - begin_s)
             works.clear()
     run.end_s = clock()
+    engine.abort_request([name for name, record in records.items() if record.finished_s is None])
+    while engine.has_unfinished_requests():
+        engine.step()
     return served
 
 

@@ -1,7 +1,9 @@
 """HyGen's setting, judged on a window that nothing was tuned on: each knob is found on the window before.
 
-The search is that of `hygen_search`, the same for all policies. What counts is the next window: whether the target is
-kept there and how much offline work was done, beside what a clairvoyant could have done at most.
+The search is that of `hygen_search`, the same for HyGen and HyGen*. Hybrid needs none: it is told the target itself, as
+a tolerance of the mean, or as a gap, so much longer than the P99 of online alone on the window before. What counts is
+the next window: whether the target is kept there and how much offline work was done, beside what a clairvoyant could
+have done at most.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from benchmarks.papers.hygen_search import (
     STEP_TOKENS,
     Bench,
     Search,
+    Target,
     contender,
     reached,
     requests_of,
@@ -26,6 +29,7 @@ from benchmarks.papers.hygen_search import (
 from vllm_hybrid.sim.device import Device, load_device
 from vllm_hybrid.sim.run import simulate
 
+ALONE = "sarathi"
 TUNED, JUDGED = 0, 1  # windows
 _TILE = 32  # tokens between two points at which the device's price of a token is looked at
 
@@ -33,9 +37,9 @@ _TILE = 32  # tokens between two points at which the device's price of a token i
 def judged(search: Search) -> tuple[dict[str, Any], dict[str, Any]]:
     """A policy under each target on the other window, and what that cost on this machine."""
     bench = Bench(search)
-    alone, later = bench.run("sarathi", None, TUNED), bench.run("sarathi", None, JUDGED)
+    alone, later = bench.run(ALONE, None, TUNED), bench.run(ALONE, None, JUDGED)
     found: dict[str, Any] = {"alone": later}
-    if search.policy not in GRIDS:
+    if search.policy == ALONE:
         steps = _steps_alone(search)
         token_s = sum(seconds * decodes for seconds, decodes in steps)
         for target in search.targets:
@@ -43,24 +47,32 @@ def judged(search: Search) -> tuple[dict[str, Any], dict[str, Any]]:
             most = most_offline_tokens(steps, search.window_s, allowed_s, load_device(DEVICE))
             found[target.name] = {"bound": most}
         return found, {"cpu_s": bench.cpu_s, "runs": len(bench.runs) + 1}
-    grid = GRIDS[search.policy]
     for target in search.targets:
-        tuned = reached(bench, search, target, alone)
-        there = later if tuned["knob"] is None else bench.run(search.policy, tuned["knob"], JUDGED)
+        knob, about = knob_of(bench, search, target, alone)
+        there = later if knob is None else bench.run(search.policy, knob, JUDGED)
         found[target.name] = {
-            "knob": tuned["knob"],
-            "finite": tuned["knob"] is not None and tuned["knob"] < grid.value(grid.rungs - 1),
-            "tuned": {"ratio": tuned["ratio"], "offline": tuned["offline"]},
+            "knob": knob,
+            **about,
             "ratio": there[target.metric] / later[target.metric],
             **{key: there[key] for key in ("offline", "mean_ttft_ms", "preemptions", "recomputed_tokens")},
         }
     return found, {"cpu_s": bench.cpu_s, "runs": len(bench.runs)}
 
 
+def knob_of(bench: Bench, search: Search, target: Target, alone: dict[str, Any]) -> tuple[float | None, dict[str, Any]]:
+    """A policy's setting for a target, from the window it is tuned on, and how that was found; None: none keeps it."""
+    if search.policy not in GRIDS:
+        return (target.tolerance if target.metric == "mean" else (1 + target.tolerance) * alone["p99"] / 1000), {}
+    grid, tuned = GRIDS[search.policy], reached(bench, search, target, alone)
+    knob = tuned["knob"]
+    finite = knob is not None and knob < grid.value(grid.rungs - 1)
+    return knob, {"finite": finite, "tuned": {"ratio": tuned["ratio"], "offline": tuned["offline"]}}
+
+
 def _steps_alone(search: Search) -> list[tuple[float, int]]:
     """Seconds and decodes of each step of the online requests alone."""
     online = [r for r in requests_of(search.qps, search.window_s, JUDGED) if r.lane == "online"]
-    device, alone = load_device(DEVICE), contender("sarathi", None)
+    device, alone = load_device(DEVICE), contender(ALONE, None)
     record = simulate(online, alone, device, SETTINGS, until_s=search.window_s, seed=SEED)
     return list(zip(record.steps.seconds, record.steps.decodes, strict=True))
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -31,6 +31,7 @@ DEVICE = "a100_40_llama2_7b"
 STEP_TOKENS, MOST_TOKENS = 512, 4_096
 SETTINGS = EngineSettings(max_seqs=128, step_tokens=STEP_TOKENS, max_model_len=MOST_TOKENS)
 PROFILED_BATCHES = 4_000
+BURST_S = 60.0
 CLOSE = 0.01  # how far below its tolerance a target may be left
 _MOST_DECODES, _MOST_PREFILLS = 64, 3
 
@@ -67,8 +68,6 @@ GRIDS = {
     "hygen": Grid(0.010, 0.12, 1.02),
     "hygen_star": Grid(0.02, 1.6, 1.05),
     "hybrid": Grid(0.010, 0.12, 1.02),
-    "hybrid slowdown": Grid(0.02, 4.0, 1.08),
-    "hybrid gap": Grid(0.010, 0.12, 1.02),
 }
 
 
@@ -160,21 +159,21 @@ class Bench:
 
     def __init__(self, search: Search) -> None:
         self.search = search
-        self.runs: dict[tuple[str, float | None, int], dict[str, Any]] = {}
+        self.runs: dict[tuple[str, float | None, int, float], dict[str, Any]] = {}
         self.cpu_s = 0.0
 
-    def run(self, policy: str, knob: float | None = None, window: int = 0) -> dict[str, Any]:
-        key = (policy, knob, window)
+    def run(self, policy: str, knob: float | None = None, window: int = 0, burst: float = 1.0) -> dict[str, Any]:
+        key = (policy, knob, window, burst)
         if key not in self.runs:
             self.runs[key] = self._simulated(*key)
         return self.runs[key]
 
     def rungs(self, grid: Grid) -> list[int]:
         """The settings of the knob that were tried on the window it is tuned on."""
-        return [round(math.log(knob / grid.low, grid.step)) for _, knob, window in self.runs if knob and not window]
+        return [round(math.log(knob / grid.low, grid.step)) for _, knob, window, _ in self.runs if knob and not window]
 
-    def _simulated(self, policy: str, knob: float | None, window: int) -> dict[str, Any]:
-        requests = requests_of(self.search.qps, self.search.window_s, window)
+    def _simulated(self, policy: str, knob: float | None, window: int, burst: float) -> dict[str, Any]:
+        requests = requests_of(self.search.qps, self.search.window_s, window, burst)
         if policy == "sarathi":
             requests = [request for request in requests if request.lane == "online"]
         record = simulate(
@@ -199,8 +198,10 @@ class Bench:
 
 
 @cache
-def requests_of(qps: float, window_s: float, window: int) -> list[SimRequest]:
+def requests_of(qps: float, window_s: float, window: int, burst: float = 1.0) -> list[SimRequest]:
     """A window of the trace's hour, which is stretched until it has `qps` on average; the backlog beside it.
+
+    burst: so many times the window's rate in a minute that begins after two fifths of it, by requests that follow it.
 
     The hour is stretched with all its requests, and those that are too long are left out afterwards; the trace's own
     swings stay. So no window has exactly the rate of the hour: the first has .16, .55, 1.3, 2.2 req/s for .5, 1, 2, 3.
@@ -213,7 +214,14 @@ def requests_of(qps: float, window_s: float, window: int) -> list[SimRequest]:
     windows = [int((row.arrival_s - begin_s) * stretch // window_s) for row in rows]
     first, count = windows.index(window), windows.count(window)
     rate = count / window_s
-    return make_workload("hygen", SEED, qps=rate, duration_s=window_s, start_s=first / rate, most_tokens=MOST_TOKENS)
+    found = make_workload("hygen", SEED, qps=rate, duration_s=window_s, start_s=first / rate, most_tokens=MOST_TOKENS)
+    if burst == 1.0:
+        return found
+    begin_s, more = 0.4 * window_s, (burst - 1.0) * rate
+    start_s = (first + count) / more  # the first request after the window
+    added = make_workload("azure_conv", SEED, qps=more, duration_s=BURST_S, start_s=start_s, most_tokens=MOST_TOKENS)
+    burst_requests = [replace(r, request_id=f"burst{r.request_id}", arrival_s=begin_s + r.arrival_s) for r in added]
+    return sorted([*found, *burst_requests], key=lambda r: r.arrival_s)
 
 
 def contender(policy: str, knob: float | None) -> Contender:

@@ -68,8 +68,9 @@ class SloConfig(Section):
     online: LaneSlo = LaneSlo()
 
     idle_step_s: Positive | None = None
-    """Longest step, in seconds, while no online request is in the system: the next arrival waits for that
-    step. None: a tenth of slo.online.ttft_s. Needs slo.online.ttft_s or slo.online.tbt_s."""
+    """Longest step, in seconds, that offline work may fill up: the next online arrival waits for that step. None: a
+    tenth of slo.online.ttft_s while no online request is in the system, else what the deadlines of those that are there
+    leave. Needs slo.online.ttft_s or slo.online.tbt_s."""
 
     @property
     def has_online_target(self) -> bool:

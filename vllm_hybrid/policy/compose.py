@@ -133,6 +133,8 @@ class HybridPlanner:
         if not self._predictor.ready or (self._slowdown is not None and self._beside_offline):
             return False
         seconds = self._predictor.seconds(work)
+        if self._beside_offline and self._slo.idle_step_s is not None and seconds > self._slo.idle_step_s:
+            return False
         if self._earliest_s == math.inf:  # no online decode has a deadline
             return seconds <= self._slo.idle_step_limit_s
         tbt_s = self._slo.online.tbt_s or math.inf
@@ -232,7 +234,7 @@ class HybridPlanner:
         """Seconds that offline work may add to the step: up to the next deadline of anybody online.
 
         base_s: the online decodes; left_s: what they and the online prefills of the step leave of the decodes' slack.
-        Where none binds the step is held to the idle limit, because the next arrival waits for it.
+        Where none binds, or the settings name it, the step is held to the idle limit: the next arrival waits for it.
         """
         if not self._slo.has_online_target or not self._predictor.ready:
             return math.inf
@@ -243,6 +245,8 @@ class HybridPlanner:
             needed_s += self._predictor.prefill_seconds(v.missing_tokens, v.computed_tokens, step)
             slack_s = self._deadlines.first_token(v) - returns_s
             seconds = min(seconds, slack_s / margin - needed_s)
+        if self._slo.idle_step_s is not None:
+            seconds = min(seconds, self._slo.idle_step_s / margin - needed_s)
         return seconds
 
     def _smooth(self, view: StepView, groups: Groups, step: StepWork, most_tokens: int) -> int:

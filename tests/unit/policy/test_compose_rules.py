@@ -107,6 +107,18 @@ def test_the_next_arrival_does_not_wait_longer_than_an_idle_step(beside):
     assert plan.caps[offline.request_id] <= 200
 
 
+@pytest.mark.parametrize("beside", [due_in(5.0), prefill(prompt_tokens=100, arrival_s=100.0)], ids=["decode", "prompt"])
+def test_an_idle_step_that_the_settings_name_is_kept_beside_online_work_too(beside):
+    offline = prefill("b", OFFLINE, 8000)
+    slo = {"ttft_s": 10.0, "tbt_s": 5.0}
+    long, short = (
+        plan_of([beside, offline], predictor=trained(**MACHINE), slo={**slo, **more}, max_tokens=8192)
+        for more in ({}, {"idle_step_s": 0.03})
+    )
+    assert offline.request_id not in long.caps
+    assert short.caps[offline.request_id] <= 300
+
+
 def test_offline_work_waits_for_an_online_prompt_whose_first_token_is_due():
     online, offline = prefill(prompt_tokens=400, arrival_s=99.03), decode("b", OFFLINE)
     plan = plan_of([online, offline], predictor=trained(**MACHINE), slo=TARGETS)
