@@ -90,7 +90,8 @@ class Admission:
                 if barred:
                     self.plan.reserve_blocks = None
                 rest = self._comeback.reserve_blocks(request) if self._comes_back(request) else 0
-                tokens = self.view.admissible_tokens(request, rest + (0 if barred else reserve))
+                waited_for = lane is Lane.ONLINE and request.started  # somebody waits for its next token
+                tokens = self.view.admissible_tokens(request, rest + (0 if barred or waited_for else reserve))
                 if not tokens:
                     if not self.view.ready(request):
                         self.only_memory = False
