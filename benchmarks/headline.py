@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.papers.common import Check, Stopwatch, arguments, finish, run_all, table
-from benchmarks.papers.headline_runs import ABLATIONS, BUDGETS, CASES, MIXED, Run, measured
+from benchmarks.papers.headline_runs import ABLATIONS, BUDGETS, CASES, INGREDIENTS, MIXED, Run, measured
 
 STOCK = ("fcfs", "priority")
 PRESETS = ("sarathi@512", "vtc", "hygen@512", "apt", "qoserve")
@@ -63,6 +63,7 @@ def _ablation(cases: tuple[str, ...], budgets: tuple[int, ...]) -> Iterator[Run]
     for case in cases:
         yield Run(case, HYBRID)
         yield from (Run(case, name, changes=changes) for name, changes in ABLATIONS.items())
+        yield from (Run(case, name) for name in INGREDIENTS)
 
 
 def _robustness(cases: tuple[str, ...], budgets: tuple[int, ...]) -> Iterator[Run]:
@@ -163,6 +164,7 @@ def _plot(cases: list[str], found: Mapping[Run, Any], path: Path) -> None:
                 and _setting(r) == _setting(Run(case, HYBRID))
                 and not r.known_lengths
                 and not r.changes
+                and r.policy not in INGREDIENTS
             ]
             heights.append(100 * max(of_case, default=0.0))
         axes.bar([k + i * 0.1 for k in range(len(cases))], heights, 0.1, label=name)

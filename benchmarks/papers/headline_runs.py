@@ -6,10 +6,14 @@ length leaves.  Every policy that steers by targets is told the workload's targe
 
 from __future__ import annotations
 
+import importlib
+import math
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
+from unittest import mock
 
 from vllm_hybrid.config.presets import READS
 from vllm_hybrid.sim.device import load_device
@@ -98,9 +102,33 @@ ABLATIONS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+# Ingredients that are no settings: what to put in the place of which constants of `vllm_hybrid.policy`, to do without.
+INGREDIENTS: Mapping[str, Mapping[str, float]] = {
+    "hybrid without the exchange": {"gate.LEAST_STEPS": math.inf},
+    "hybrid without waiting for blocks": {"gate._LEAST_GROWTH": 1.0, "pace.LATE_GAPS": 0.0, "pace._AIM": 0.0},
+    "hybrid, the whole pool for the late": {"expected._LATE_POOL": 1.0},
+    "hybrid, no deviation in the gate": {"expected._DEVIATIONS": 0.0},
+    "hybrid, one curve for all clients": {"survival._LANE_ANSWERS": 1e9},
+    "hybrid, no gap for the late": {"compose._ALLOWED_GAP": 0.0},
+    "hybrid, all of the slack": {"compose._STRICT_AIM": 1.0},
+    "hybrid, no turn for the late": {"admission.LATE_SHARE": math.inf},
+}
+
+
+@contextmanager
+def doing_without(ingredient: str) -> Iterator[None]:
+    """The policy without an ingredient of that name; any other name changes nothing."""
+    with ExitStack() as changed:
+        for name, value in INGREDIENTS.get(ingredient, {}).items():
+            module, _, constant = name.partition(".")
+            here = importlib.import_module(f"vllm_hybrid.policy.{module}")
+            changed.enter_context(mock.patch.object(here, constant, value))
+        yield
+
+
 @dataclass(frozen=True)
 class Run:
-    """A case under a policy; a policy's name may end in @BUDGET, its tokens per step."""
+    """A case under a policy; a policy's name may end in @BUDGET, its tokens per step, or do without an ingredient."""
 
     case: str
     policy: str
@@ -148,7 +176,8 @@ def measured(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
         known_lengths=run.known_lengths,
     )
     requests, device = case.requests(run.seed, run.factor), load_device(run.device or case.device)
-    record = simulate(requests, contender(run), device, settings, until_s=case.until_s, seed=run.seed)
+    with doing_without(run.policy):
+        record = simulate(requests, contender(run), device, settings, until_s=case.until_s, seed=run.seed)
     figures = measure(record, case.slo)
     tokens = figures["total_input_tokens"] + figures["total_output_tokens"]
     offline = figures["lanes"].get("offline", {})
