@@ -262,3 +262,24 @@ def test_an_error_while_a_candidate_is_judged_leaves_the_queue_as_it_was():
         next(iter(door.admission))
     assert kept.traceback is not None  # holds the frames of the walk
     assert {v.client for v in Door(queue).take()} == set("abcd")
+
+
+def test_who_lost_its_memory_online_needs_only_its_blocks() -> None:
+    def admitted(view: object, free: int) -> list:
+        return Door([view], pool=Pool(total=100, free=free), reserve=8).take()
+
+    back = victim(lane=ONLINE, prompt_tokens=prompt_of(4))
+    assert admitted(back, free=4) == [back]
+    assert admitted(victim(lane=ONLINE, prompt_tokens=prompt_of(4)), free=3) == []
+    new = request(prompt_tokens=prompt_of(4))
+    assert admitted(new, free=11) == []
+    assert admitted(request(prompt_tokens=prompt_of(4)), free=12) != []
+
+
+def test_who_stands_back_comes_after_newcomers() -> None:
+    back = victim(lane=ONLINE, prompt_tokens=prompt_of(2), stands_back_s=200.0)
+    new = request(prompt_tokens=prompt_of(2))
+    assert Door([back, new]).take() == [new, back]
+    back = victim(lane=ONLINE, prompt_tokens=prompt_of(2), stands_back_s=50.0)
+    new = request(prompt_tokens=prompt_of(2))
+    assert Door([back, new]).take() == [back, new]
