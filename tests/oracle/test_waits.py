@@ -75,7 +75,8 @@ class Witness:
             self.said[reason] += 1
             line = list(s.waiting_requests.line(view.key))
             assert told["requests_before_it_in_its_line"] == line.index(view)
-            assert (reason is Reason.OWN_QUEUE) == (line[0] is not view)
+            assert (reason in (Reason.OWN_QUEUE, Reason.RELEGATED)) == (line[0] is not view)
+            assert (reason is Reason.RELEGATED) == (line[0] is not view and view.late)
             assert sum(told["waited_s"].values()) == pytest.approx(self.loop.now_s - self.since_s[view.request_id])
             self.check(reason, view, step, came)
 
@@ -98,7 +99,7 @@ class Witness:
             ]
             assert max(needed) > pool.get_num_free_blocks() - reserve
         else:
-            assert reason in (Reason.BUDGET, Reason.OWN_QUEUE)
+            assert reason in (Reason.BUDGET, Reason.OWN_QUEUE, Reason.RELEGATED)
 
 
 def watched(world: World, seed: int) -> tuple[Witness, Played]:

@@ -102,7 +102,8 @@ class Reporter:
         waiting = self._s.waiting_requests
         firsts, length = waiting.clients_waiting(lane), waiting.lane_length(lane)
         count = {reason.value: 0 for reason in Reason}
-        count[Reason.OWN_QUEUE] = length - firsts
+        count[Reason.RELEGATED] = waiting.relegated() if lane is Lane.ONLINE else 0
+        count[Reason.OWN_QUEUE] = length - firsts - count[Reason.RELEGATED]
         count[self._s.waits.reason(lane)] += firsts
         return count
 
@@ -237,4 +238,6 @@ class Reporter:
     def _reason(self, view: RequestView) -> Reason:
         if not math.isnan(view.left_s):
             return Reason.NOT_READY
-        return Reason.OWN_QUEUE if view.first_mark is None else self._s.waits.reason(view.lane)
+        if view.first_mark is None:
+            return Reason.OWN_QUEUE if math.isnan(view.late_s) else Reason.RELEGATED
+        return self._s.waits.reason(view.lane)

@@ -58,6 +58,7 @@ class RequestView:
     disturbed_s: float = -math.inf  # when it last lost its memory to somebody else, or came back after that
     started: bool = False  # ran before and lost its memory: it resumes before anything new of its lane
     late: bool = False  # its first token cannot come in time any more
+    late_s: float = math.nan  # since when it stands behind those of its client that can be in time
     stands_back_s: float = -math.inf  # it gave its memory away and comes back until then only where there is room
     bypassed: int = 0  # later requests admitted while this one did not fit
     passed_over: int = 0  # others of its client offered before it for their cached prefix

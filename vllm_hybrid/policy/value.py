@@ -93,7 +93,7 @@ class ValueLine:
             view = heapq.heappop(expiry)[2]
             if self._is_fresh(view):
                 del self._fresh[view.request_id]
-                view.late = True
+                view.late, view.late_s = True, now_s
                 self._late[view.request_id] = view
 
     def head(self) -> RequestView:
@@ -115,6 +115,11 @@ class ValueLine:
         """The one that is late and has waited longest."""
         self._relegate()
         return next(iter(self._late.values()), None)
+
+    def late_behind(self) -> int:
+        """Those that are late and not the first."""
+        self._relegate()
+        return len(self._late) if self._fresh else max(0, len(self._late) - 1)
 
     def __contains__(self, view: RequestView) -> bool:
         return view.request_id in self._fresh or view.request_id in self._late

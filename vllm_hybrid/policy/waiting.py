@@ -357,6 +357,10 @@ class WaitingRequests:
         found = (line.first_late() for line in lines if isinstance(line, ValueLine))
         return next((view for view in found if view is not None and not view.started), None)
 
+    def relegated(self) -> int:
+        """Late online requests that stand behind others of their client. O(clients)."""
+        return sum(line.late_behind() for line in self._lines.values() if isinstance(line, ValueLine))
+
     def line(self, key: ClientKey) -> Iterator[RequestView]:
         """One client's line from its head, correct while requests are taken out of it."""
         passed: set[RequestView] = set()

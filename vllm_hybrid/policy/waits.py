@@ -1,10 +1,10 @@
 """Why requests wait: every moment of a wait is put down to one reason, at no cost per waiting request.
 
-A request waits either behind earlier requests of its own client (`own_queue`), or it is the first of its client's line,
-and then what kept its lane back keeps it back: after every step each lane has one `Reason`, and the books keep the
-seconds that each lane has spent on each. What a first request waited for is the difference of two such readings, taken
-when it became first and when it left. So a step costs O(1), a request O(1) when it enters, becomes first and leaves,
-and the reasons of a wait add up to the wait itself, whatever happened.
+A request waits either behind others of its own client (`own_queue`, or `relegated` once it is late), or it is the first
+of its client's line, and then what kept its lane back keeps it back: after every step each lane has one `Reason`, and
+the books keep the seconds that each lane has spent on each. What a first request waited for is the difference of two
+such readings, taken when it became first and when it left. So a step costs O(1), a request O(1) when it enters, becomes
+first and leaves, and the reasons of a wait add up to the wait itself, whatever happened.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ class Reason(StrEnum):
     """What keeps a request waiting."""
 
     OWN_QUEUE = "own_queue"
+    RELEGATED = "relegated"
     FAIR_SHARE = "fair_share"
     BUDGET = "budget"
     MEMORY = "memory"
@@ -33,6 +34,7 @@ class Reason(StrEnum):
 
 REMEDIES: dict[Reason, str] = {
     Reason.OWN_QUEUE: "earlier requests of the same client are admitted, or the client sends less at a time",
+    Reason.RELEGATED: "those of the same client that can still be in time are admitted, or it is a late one's turn",
     Reason.FAIR_SHARE: "clients that were served less, for their weight, have been admitted; or a larger weight",
     Reason.BUDGET: "running requests leave tokens or seconds of a step; or a larger latency target",
     Reason.MEMORY: "running requests finish and free KV blocks; or a larger KV cache, or smaller requests",
@@ -114,8 +116,8 @@ class WaitBooks:
             return waited_s
         mark, lane = view.first_mark, view.key[0]
         if mark is None:
-            return _plus(waited_s, Reason.OWN_QUEUE, now_s - view.waits_since_s)
-        _plus(waited_s, Reason.OWN_QUEUE, mark.at_s - view.waits_since_s)
+            return _behind(waited_s, view, now_s)
+        _behind(waited_s, view, mark.at_s)
         for reason, spent_s in self._spent(lane, now_s).items():
             _plus(waited_s, reason, spent_s - mark.spent_s[reason])
         return waited_s
@@ -125,6 +127,13 @@ class WaitBooks:
         spent_s = dict(self._spent_s[lane])
         spent_s[self._reason[lane]] += now_s - self._since_s[lane]
         return spent_s
+
+
+def _behind(waited_s: dict[Reason, float], view: RequestView, until_s: float) -> dict[Reason, float]:
+    """Its wait behind others of its client: as one of them, and since it was late as one that is relegated."""
+    late_s = until_s if math.isnan(view.late_s) else min(until_s, max(view.waits_since_s, view.late_s))
+    _plus(waited_s, Reason.OWN_QUEUE, late_s - view.waits_since_s)
+    return _plus(waited_s, Reason.RELEGATED, until_s - late_s)
 
 
 def _add(view: RequestView, reason: Reason, seconds: float) -> None:

@@ -85,3 +85,16 @@ def test_the_reasons_add_up_after_any_history(events: list[tuple[str, Reason, fl
         waited_s = books.waited_s(view, now_s)
         assert sum(waited_s.values()) == pytest.approx(waited_in_all_s if running else now_s - since_s, abs=1e-6)
         assert all(value > 0 for value in waited_s.values())
+
+
+def test_a_late_request_waits_as_one_that_is_relegated() -> None:
+    books, view = WaitBooks(), request()
+    books.entered(view, 1.0)
+    view.late_s = 4.0
+    assert books.waited_s(view, 9.0) == {Reason.OWN_QUEUE: 3.0, Reason.RELEGATED: 5.0}
+    books.became_first(view, 6.0)
+    assert books.waited_s(view, 9.0) == {Reason.OWN_QUEUE: 3.0, Reason.RELEGATED: 2.0, Reason.NEXT_STEP: 3.0}
+    books.left(view, 10.0)
+    books.came_in(view)
+    books.entered(view, 20.0)  # lost its memory: late all the while
+    assert books.waited_s(view, 22.0) == {Reason.RELEGATED: 2.0}
