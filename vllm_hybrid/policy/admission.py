@@ -80,10 +80,7 @@ class Admission:
         counters = self.view.waiting.counters
         # Closed at once when the step ends, also by an exception: an open walk keeps clients out of the next one.
         with contextlib.closing(self._newcomers(lane, closed)) as newcomers:
-            resuming = self._resuming(lane)
-            behind = [v for v in resuming if v.stands_back_s > self.view.now_s]
-            before = [v for v in resuming if v not in behind] if behind else resuming
-            for request in itertools.chain(before, self._aged(lane), newcomers, behind):
+            for request in self._in_line(lane, newcomers):
                 if passed and passed[-1].started and request.started and lane is Lane.OFFLINE:
                     continue  # victims come back one after the other
                 barred = request.bypassed >= MAX_BYPASSES
@@ -132,6 +129,12 @@ class Admission:
                 if any(other.bypassed >= MAX_BYPASSES for other in passed):
                     return False
         return not passed
+
+    def _in_line(self, lane: Lane, newcomers: Iterator[RequestView]) -> Iterator[RequestView]:
+        resuming = self._resuming(lane)
+        behind = [v for v in resuming if v.stands_back_s > self.view.now_s]
+        before = [v for v in resuming if v not in behind] if behind else resuming
+        return itertools.chain(before, self._aged(lane), newcomers, behind)
 
     def _aged(self, lane: Lane) -> list[RequestView]:
         """A late request whose turn it is whatever it is worth."""
