@@ -305,7 +305,46 @@ CACHE = (
     ),
 )
 
-ALL = (*ENTRY, *SERVER, *SCHEDULER, *CACHE)
+_TRITON = "vllm.v1.attention.backends.triton_attn"
+GPU_CACHE = (
+    *(
+        Reach(owner, name, seen, used_for, in_source=True)
+        for owner, name, seen, used_for in [
+            (
+                f"{_TRITON}:TritonAttentionMetadataBuilder.build",
+                "block_table=block_table_tensor",
+                "v1/attention/backends/triton_attn.py:231",
+                "shows vLLM's attention the rows of KV only",
+            ),
+            (
+                f"{_TRITON}:TritonAttentionImpl.forward",
+                "unified_attention(",
+                "v1/attention/backends/triton_attn.py:665",
+                "attends to the rows of KV before those of half blocks",
+            ),
+            (
+                "vllm.v1.attention.ops.triton_unified_attention:unified_attention",
+                "seqused_k",
+                "v1/attention/ops/triton_unified_attention.py:822",
+                "attends to K and V made from hidden states, and to those in fp8",
+            ),
+            (
+                "vllm.v1.worker.gpu.model_runner:GPUModelRunner.add_requests",
+                "req_index, new_req_data.block_ids, overwrite=True",
+                "v1/worker/gpu/model_runner.py:1217",
+                "gives a request other blocks when it is moved to KV",
+            ),
+        ]
+    ),
+    Reach(
+        f"{_TRITON}:TritonAttentionImpl",
+        "do_kv_cache_update",
+        "v1/attention/backends/triton_attn.py:766",
+        "keeps slots of half blocks from the KV write",
+    ),
+)
+
+ALL = (*ENTRY, *SERVER, *SCHEDULER, *CACHE, *GPU_CACHE)
 
 
 def check_version() -> None:

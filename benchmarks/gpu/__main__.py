@@ -24,6 +24,7 @@ STAGES = {
     "kernel-checks": "benchmarks.gpu.kernel_checks",
     "kernel-times": "benchmarks.gpu.kernel_times",
     "steps": "benchmarks.gpu.step_grid",
+    "half-blocks": "benchmarks.gpu.half_blocks",
     "engine": "benchmarks.gpu.engine_runs",
 }
 

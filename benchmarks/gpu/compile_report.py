@@ -61,15 +61,24 @@ def cases(shape: Shape, block_tokens: int = 16) -> list[Case]:
               "tile_max": "*fp32", "tile_sum": "*fp32"}  # fmt: skip
     parts = {"part_z": "*fp32", "part_max": "*fp32", "part_sum": "*fp32", "out": "*bf16"}
     kv = {"BS": block_tokens, "NKV": shape.kv_heads, "HD": shape.head_size, "R": 2}
-    scales = {"k_scale": "fp32", "v_scale": "fp32"}
+    wide = {"WIDE": 1 << (shape.head_size - 1).bit_length(), "WIDEN": False}
+    group = shape.heads // shape.kv_heads
+    queries = {"GROUP": group, "QUERIES": 1 << max(4, (group - 1).bit_length())}
     gather = {"out": "*bf16", "table": "*i32", "starts": "*i32"}
     return [
         Case("hidden_write", hidden_write._hidden_write_kernel, {"x": "*bf16", "cache": "*bf16", "slots": "*i64"},
              {**half, "COLUMNS": 2048}),
         Case("hidden_gather", project._hidden_gather_kernel, {**gather, "cache": "*bf16"}, {**half, "ELEMENTS": 2048}),
         Case("fp8_write", fp8._fp8_write_kernel,
-             {"key": "*bf16", "value": "*bf16", "cache": "*fp8e4nv", "slots": "*i64"}, {**kv, "COLUMNS": 1024}, scales),
-        Case("fp8_read", fp8._fp8_read_kernel, {**gather, "cache": "*fp8e4nv"}, {**kv, "ELEMENTS": 2048}, scales),
+             {"key": "*bf16", "value": "*bf16", "rotation": "*bf16", "cache": "*i8", "slots": "*i64"},
+             {**kv, **wide, "HEADS": 1 << max(4, (shape.kv_heads - 1).bit_length())}),
+        Case("fp8_decode", fp8._fp8_decode_kernel,
+             {"query": "*bf16", "cache": "*i8", "table": "*i32", "seq_lens": "*i32", "slopes": "*fp32",
+              "part_z": "*fp32", "part_max": "*fp32", "part_sum": "*fp32"},
+             {**kv, **wide, **queries, "TOKENS": absorbed.TILE_TOKENS, "PARTS": 4, "ALIBI": True},
+             {"scale_log2": "fp32"}),
+        Case("fp8_read", fp8._fp8_read_kernel, {**gather, "cache": "*i8"},
+             {**kv, "VECTORS": 32, "WIDE": wide["WIDE"]}),
         Case("scores", absorbed._scores_kernel, {"query": "*bf16", "slopes": "*fp32", **decode},
              {**half, **heads, "TOKENS": tiles.tokens, "DEPTH": tiles.depth, "ALIBI": True},
              {"scale_log2": "fp32"}, tiles.warps, tiles.score_stages),

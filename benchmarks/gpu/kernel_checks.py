@@ -19,6 +19,8 @@ from vllm_hybrid.cache.kernels.view import HalfBlockView, fp8_view, hidden_view
 
 # Relative errors |out - reference| / |reference| that rounding of the inputs and outputs explains.
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+EIGHT_BITS = 1.5e-2
+"""What the fp8 form may lose of random numbers, in heads of 16 and more."""
 GARBAGE = 10**6
 POISON = float("nan")
 
@@ -113,24 +115,38 @@ def _decode_variants(bench: Bench, shape: Shape):
 
 
 def check_fp8(bench: Bench, shape: Shape, dtype: torch.dtype, lengths: list[int | None]) -> dict[str, float]:
-    """Errors of the fp8 half form: both directions must be exact."""
+    """Relative errors of the fp8 half form: of what is stored, which eight bits allow; of reads and decodes of that."""
     blocks = 8 + sum(-(-(length or 0) // 16) for length in lengths)
-    cache = new_cache(shape, blocks, 16, dtype, bench.device)
-    view = fp8_view(cache)
+    view = fp8_view(new_cache(shape, blocks, 16, dtype, bench.device))
     rows = make_rows(view, lengths)
-    slots, starts = rows.slots(view), rows.starts()
+    slots, starts = rows.slots(view), rows.starts().to(bench.device)
     sizes = len(slots), shape.kv_heads, shape.head_size
-    key, value = ((torch.randn(sizes, device=bench.device) * 30).to(dtype) for _ in range(2))
-    fp8.fp8_write(key, value, view, slots.to(bench.device), 0.25, 0.5)
-    written = view.data.clone()
-    reference.fp8_write(key, value, view, slots.to(bench.device), 0.25, 0.5)
-    half, head_size = rows.table.to(bench.device)[rows.half()], shape.head_size
-    got = fp8.fp8_read(view, half, starts.to(bench.device), int(starts[-1]), 2048, head_size, dtype, 0.25, 0.5)
-    want = reference.fp8_read(view, half, starts, head_size, dtype, 0.25, 0.5)
-    # What lies beside the tokens is bf16 noise, which may read as NaN in fp8: bytes are compared, less the sign of
-    # zero.
-    same = (written.view(torch.uint8) | 0x80) == (view.data.view(torch.uint8) | 0x80)
-    return {"fp8_write": float((~same).sum()), "fp8_read": relative_error(got, want)}
+    key, value = (torch.randn(sizes, device=bench.device).to(dtype) for _ in range(2))
+    fp8.fp8_write(key, value, view, slots.to(bench.device))
+    table, head_size, total = rows.table.to(bench.device), shape.head_size, int(starts[-1])
+    half = table[rows.half()]
+    held = reference.fp8_decoded(reference.gather(view, half, starts).unflatten(1, (-1, 2, head_size)))
+    stored = fp8.turned_back(held)
+    got = fp8.fp8_read(view, half, starts, total, 2048, head_size, dtype)
+    errors = {
+        "fp8_write": relative_error(stored, torch.stack([key, value], 2)[:total]),
+        "fp8_read": relative_error(got, held.flatten(2)),
+    }
+    query = torch.randn(len(lengths), shape.heads, head_size, device=bench.device).to(dtype)
+    asked = fp8.turned_back(query.float()).to(dtype)
+    seq_lens, scale = rows.seq_lens.to(bench.device), head_size**-0.5
+    slopes = torch.linspace(0.01, 0.2, shape.heads, device=bench.device)
+    ends = starts.tolist()
+    for name, parts, alibi in (("fp8 decode, 1 part", 1, None), ("fp8 decode, 5 parts, ALiBi", 5, slopes)):
+        out = fp8.turned_back(fp8.fp8_decode(asked, view, table, seq_lens, scale, parts, alibi))
+        want = torch.stack(
+            [
+                reference.kv_decode(query[row], *stored[ends[i] : ends[i + 1]].unbind(2), scale, alibi)
+                for i, row in enumerate(rows.half())
+            ]
+        )
+        errors[name] = relative_error(out[rows.half()], want)
+    return errors
 
 
 def run(bench: Bench) -> None:
@@ -145,8 +161,8 @@ def run(bench: Bench) -> None:
     results: list[dict[str, Any]] = []
     for name, dtype, check in cases:
         for kernel, error in check(bench, MODELS[name], dtype, lengths).items():
-            exact = kernel in ("hidden_write", "hidden_gather", "fp8_write", "fp8_read")
-            right = error == 0 if exact else error <= TOLERANCE[dtype]
+            most = 0 if kernel in ("hidden_write", "hidden_gather") else TOLERANCE[dtype]
+            right = error <= (EIGHT_BITS if kernel == "fp8_write" else most)
             results.append({"kernel": kernel, "model": name, "dtype": str(dtype)[6:], "rel_err": error, "right": right})
             print(f"  {'ok   ' if right else 'WRONG'} {name:10s} {str(dtype)[6:]:8s} {kernel:26s} {error:.2e}")
         bench.write("kernel_checks", rows=results)

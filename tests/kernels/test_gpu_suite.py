@@ -53,6 +53,16 @@ def test_the_engine_stage_serves_every_contender_the_same_load(tmp_path: Path) -
     assert done == [done[0]] * 4 and min(done[0].values()) > 0
 
 
+@pytest.mark.e2e
+def test_the_half_blocks_stage_holds_both_forms_against_stock(tmp_path: Path) -> None:
+    result = suite("--rehearse", "--stages", "half-blocks", "--out", str(tmp_path))
+    assert result.returncode == 0, result.stdout + result.stderr
+    stock, hidden, fp8 = json.loads((tmp_path / "half_blocks.json").read_text())["rows"]
+    assert [row["cache"] for row in (stock, hidden, fp8)] == ["off", "hidden", "fp8"]
+    assert hidden["before_the_first_other_token"] == hidden["tokens"] == stock["tokens"]
+    assert hidden["max_logprob_difference"] <= 1e-5 < fp8["max_logprob_difference"] < 0.1
+
+
 def test_what_was_done_is_kept_when_the_time_is_up(tmp_path: Path) -> None:
     result = suite("--rehearse", "--budget-s", "0.001", "--out", str(tmp_path))
     assert result.returncode == 0

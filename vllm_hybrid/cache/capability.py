@@ -37,6 +37,14 @@ class Deployment:
     backend: bool = True
     """There is an attention backend of ours for the device."""
 
+    other_attention: str = ""
+    """The attention backend that was named, if ours does not stand on it."""
+
+    full_graphs: str = ""
+    """The CUDA graph mode, if attention would be captured in every graph."""
+
+    block_tokens: int = 16
+
     affine_unknown: str = ""
     """The architecture, if its attention was not read: whether K is affine in the layer's input is not known."""
 
@@ -74,7 +82,13 @@ class Decision:
 def against_half_blocks(model: Deployment) -> list[str]:
     """Why no half form works here at all."""
     reasons = {
-        "there is an attention backend for CPUs only, so far": not model.backend,
+        "there is an attention backend for CPUs and NVIDIA GPUs only": not model.backend,
+        f"it builds on the attention backend TRITON_ATTN, and {model.other_attention} was named": (
+            bool(model.other_attention)
+        ),
+        f"CUDA graphs of whole steps (cudagraph_mode {model.full_graphs}): what a step does depends on its rows; "
+        "choose PIECEWISE or NONE": bool(model.full_graphs),
+        f"blocks of {model.block_tokens} tokens: whole multiples of 16 are needed": model.block_tokens % 16 != 0,
         "not every layer is plain full attention": not model.plain_attention,
         "a KV connector takes block ids for physical ones": model.kv_connector,
         "speculative decoding: the drafter shares the block table, but not the form": model.speculative,
@@ -103,9 +117,12 @@ def against_hidden(model: Deployment) -> list[str]:
 
 
 def against_fp8(model: Deployment) -> list[str]:
-    """Why K and V cannot be kept in fp8 half blocks."""
-    stored = [f"K and V have {model.kv_element_bytes} byte per element already"] if model.kv_element_bytes < 2 else []
-    return against_half_blocks(model) + stored
+    """Why K and V cannot be kept in eight bits."""
+    reasons = {
+        f"K and V have {model.kv_element_bytes} byte per element already": model.kv_element_bytes < 2,
+        f"heads of {model.head_size} numbers: whole multiples of 16 are needed": model.head_size % 16 != 0,
+    }
+    return against_half_blocks(model) + [reason for reason, holds in reasons.items() if holds]
 
 
 def decide(mode: CacheMode, model: Deployment) -> Decision:

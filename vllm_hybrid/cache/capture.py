@@ -12,38 +12,54 @@ from typing import Any
 
 import torch
 from vllm.forward_context import get_forward_context, is_forward_context_available
-from vllm.model_executor.layers.linear import QKVParallelLinear
+from vllm.model_executor.layers.linear import QKVParallelLinear, UnquantizedLinearMethod
 from vllm.utils.torch_utils import LayerNameType, _encode_layer_name, _resolve_layer_name, direct_register_custom_op
 
-from vllm_hybrid.cache.kernels import reference
 from vllm_hybrid.cache.kernels.view import hidden_view
 
 
 @dataclass(frozen=True, slots=True)
 class Projection:
-    """How K and V of a layer follow from x: weights [nkv*hd, H], biases [nkv*hd] or None."""
+    """How K and V of a layer follow from x: K's rows before V's."""
 
-    key_weight: torch.Tensor
-    value_weight: torch.Tensor
-    key_bias: torch.Tensor | None
-    value_bias: torch.Tensor | None
+    weight: torch.Tensor
+    """[2*nkv*hd, H]"""
+
+    bias: torch.Tensor | None
+    """[2*nkv*hd]"""
+
+    @property
+    def key_weight(self) -> torch.Tensor:
+        return self.weight[: len(self.weight) // 2]
+
+    @property
+    def value_weight(self) -> torch.Tensor:
+        return self.weight[len(self.weight) // 2 :]
+
+    @property
+    def key_bias(self) -> torch.Tensor | None:
+        return None if self.bias is None else self.bias[: len(self.bias) // 2]
+
+    @property
+    def value_bias(self) -> torch.Tensor | None:
+        return None if self.bias is None else self.bias[len(self.bias) // 2 :]
 
     def to(self, dtype: torch.dtype) -> Projection:
         """The same in another dtype."""
-        parts = (self.key_weight, self.value_weight, self.key_bias, self.value_bias)
-        return Projection(*(None if part is None else part.to(dtype) for part in parts))
+        return Projection(self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype))
 
 
 def projection_of(qkv: QKVParallelLinear, dtype: torch.dtype) -> Projection:
-    """Asked of the layer itself, since it may have packed its weights: a product with the identity is exact."""
-    identity = torch.eye(qkv.input_size, dtype=dtype, device=next(qkv.parameters()).device)
-    weight = qkv.quant_method.apply(qkv, identity, bias=None).T
-    queries = qkv.num_heads * qkv.head_size
-    keys = queries + qkv.num_kv_heads * qkv.head_size
-    parts = weight[queries:keys].contiguous(), weight[keys:].contiguous()
-    if qkv.bias is None:
-        return Projection(*parts, None, None)
-    return Projection(*parts, qkv.bias[queries:keys].detach(), qkv.bias[keys:].detach())
+    """The layer's own weights where nobody has packed them (on a GPU, unquantised); else the layer is asked for its
+    product with the identity, which is exact."""
+    first = qkv.num_heads * qkv.head_size
+    weight = getattr(qkv, "weight", None)
+    if weight is None or not weight.is_cuda or type(qkv.quant_method) is not UnquantizedLinearMethod:
+        identity = torch.eye(qkv.input_size, dtype=dtype, device=next(qkv.parameters()).device)
+        weight = qkv.quant_method.apply(qkv, identity, bias=None).T[first:].contiguous()
+    else:
+        weight = weight.detach()[first:]
+    return Projection(weight, None if qkv.bias is None else qkv.bias.detach()[first:])
 
 
 def capture(qkv: QKVParallelLinear, attention_name: str) -> None:
@@ -64,9 +80,9 @@ def hybrid_hidden_write(x: torch.Tensor, projected: torch.Tensor, layer_name: La
     context = get_forward_context()
     name = _resolve_layer_name(layer_name)
     slots = context.slot_mapping.get(name) if isinstance(context.slot_mapping, dict) else None
-    cache = context.no_compile_layers[name].kv_cache
-    if slots is not None and cache.numel():
-        reference.hidden_write(x, hidden_view(cache, x.shape[1]), slots[: x.shape[0]])
+    layer = context.no_compile_layers[name]
+    if slots is not None and layer.kv_cache.numel():
+        layer.impl.write_hidden(x, hidden_view(layer.kv_cache, x.shape[1]), slots[: x.shape[0]])
 
 
 def _nothing(x: torch.Tensor, projected: torch.Tensor, layer_name: LayerNameType) -> None:

@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 BYTES = 2
+FLOPS_PER_BYTE = 180.0
+"""Of an H200: matrix FLOP in the time in which its memory moves a byte."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,19 @@ class AttentionShape:
         """Query tokens of a prompt chunk from which projecting the context costs fewer FLOP than absorbed attention."""
         saved = 4 * self.heads * (self.hidden - self.head_size)
         return -(-4 * self.hidden * self.kv_width // saved)
+
+    def absorbed_query_tokens(self, flops_per_byte: float = FLOPS_PER_BYTE) -> int:
+        """Query tokens of a prompt chunk up to which reading x absorbed, once per token, takes less time than
+        projecting the context once; at least 1."""
+        absorbed, projected = (
+            max(cost.read_bytes, cost.flops / flops_per_byte) for cost in (self.absorbed(), self.projected())
+        )
+        return max(1, int(projected / absorbed))
+
+    def fp8_query_tokens(self) -> int:
+        """The same for fp8: reading it out reads a byte, writes two and reads two, where in place reads one per query
+        token."""
+        return (self.fp8().read_bytes + 2 * self.kv().read_bytes) // self.fp8().read_bytes
 
 
 SHAPES = {

@@ -2,7 +2,7 @@
 
 vLLM's kernel is shown the KV rows: to it, a row of the other form reads only the null block, and its result is
 overwritten. Decode rows of the half form are computed together, on contexts padded to the longest; rows with more query
-tokens one by one. Hidden states: decode is absorbed, prompts get K and V made from x. fp8: K and V are widened.
+tokens one by one. Hidden states: decode is absorbed, prompts get K and V made from x. fp8: numbers become floats again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from vllm.v1.attention.backends.cpu_attn import (
 from vllm_hybrid.cache.capture import Projection
 from vllm_hybrid.cache.kernels import reference
 from vllm_hybrid.cache.kernels.absorbed import absorb_query, project_output
-from vllm_hybrid.cache.kernels.view import FP8, HalfBlockView, fp8_view, hidden_view
+from vllm_hybrid.cache.kernels.fp8 import turned_back
+from vllm_hybrid.cache.kernels.view import HalfBlockView, fp8_view, hidden_view
 
 
 @dataclass(slots=True)
@@ -182,6 +183,10 @@ class HiddenCpuImpl(HybridCpuImpl):
         wide = torch.float64 if projection.key_weight.dtype == torch.float32 else torch.float32
         return cls.taking_over(stock, projection=projection.to(wide))
 
+    def write_hidden(self, x: torch.Tensor, view: HalfBlockView, slots: torch.Tensor) -> None:
+        """Row t of x [>= T, H] into slot t [T], where that is of the half form."""
+        reference.hidden_write(x, view, slots)
+
     def view(self, kv_cache: torch.Tensor) -> HalfBlockView:
         return hidden_view(kv_cache, self.projection.key_weight.shape[1])
 
@@ -203,6 +208,8 @@ class HiddenCpuImpl(HybridCpuImpl):
 
 
 class Fp8CpuImpl(HybridCpuImpl):
+    """Attention is computed on K and V as they are stored, turned."""
+
     def view(self, kv_cache: torch.Tensor) -> HalfBlockView:
         return fp8_view(kv_cache)
 
@@ -210,19 +217,22 @@ class Fp8CpuImpl(HybridCpuImpl):
         self, layer: Any, key: torch.Tensor, value: torch.Tensor, kv_cache: torch.Tensor, slot_mapping: torch.Tensor
     ) -> None:
         super().do_kv_cache_update(layer, key, value, kv_cache, slot_mapping)
-        scales = layer._k_scale_float, layer._v_scale_float
-        reference.fp8_write(key, value, self.view(kv_cache), slot_mapping, *scales)
+        reference.fp8_write(key, value, self.view(kv_cache), slot_mapping)
 
     def decode(self, layer: Any, query: torch.Tensor, context: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        key, value = self.keys_and_values(layer, context)
-        grouped = query.float().unflatten(1, (self.num_kv_heads, -1))
+        key, value = self._turned(context)
+        grouped = turned_back(query.float()).unflatten(1, (self.num_kv_heads, -1))
         scores = torch.einsum("rkgd,rskd->rkgs", grouped, key).flatten(1, 2) * self.scale + bias
         probs = scores.softmax(-1).unflatten(1, (self.num_kv_heads, -1))
-        return torch.einsum("rkgs,rskd->rkgd", probs, value).flatten(1, 2)
+        return turned_back(torch.einsum("rkgs,rskd->rkgd", probs, value).flatten(1, 2))
 
     def keys_and_values(self, layer: Any, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        both = context.float().unflatten(-1, (self.num_kv_heads, 2, self.head_size))
-        return both[..., 0, :] * layer._k_scale_float, both[..., 1, :] * layer._v_scale_float
+        key, value = self._turned(context)
+        return turned_back(key), turned_back(value)
+
+    def _turned(self, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        both = reference.fp8_decoded(context.unflatten(-1, (self.num_kv_heads, 2, self.head_size)))
+        return both[..., 0, :], both[..., 1, :]
 
 
 def _padded_contexts(view: HalfBlockView, table: torch.Tensor, lens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -233,6 +243,4 @@ def _padded_contexts(view: HalfBlockView, table: torch.Tensor, lens: torch.Tenso
     half = table[:, :blocks].long() - view.num_blocks
     half = half.where(inside[:, :: view.block_tokens], 0)
     held = view.blocks()[half // view.ratio, half % view.ratio].flatten(1, 2)
-    if held.dtype == FP8:
-        held = held.float()
     return held.masked_fill(~inside[..., None], 0), inside

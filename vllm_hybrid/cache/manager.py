@@ -31,6 +31,16 @@ class Move(NamedTuple):
     """That its cache holds."""
 
 
+class HalfRow(NamedTuple):
+    """What a step does with a request of the half form: for workers that plan it without asking their device."""
+
+    query: int
+    """Tokens of this step."""
+
+    context: int
+    """Tokens in the cache when they are done."""
+
+
 class HalfBlockManager(FullAttentionManager):
     def __init__(self, kv_cache_spec: Any, block_pool: BlockPool, **kwargs: Any) -> None:
         super().__init__(kv_cache_spec, block_pool, **kwargs)

@@ -16,7 +16,7 @@ from vllm.v1.request import Request
 
 from vllm_hybrid import __version__
 from vllm_hybrid.cache.capability import CapabilityError
-from vllm_hybrid.cache.manager import HalfBlockManager, Move
+from vllm_hybrid.cache.manager import HalfBlockManager, HalfRow, Move
 from vllm_hybrid.settings import KV_ONLY, form_of
 
 
@@ -52,8 +52,19 @@ class ChoosesForm:
         output = super().schedule(*args, **kwargs)  # type: ignore[misc]
         if move is not None:
             output.hybrid_move = move  # it survives the way to the worker, which carries it out before the step
+        if self.blocks.half_requests:
+            output.hybrid_half_rows = self._half_rows(output.num_scheduled_tokens)
         self.blocks.feel_pressure()
         return output
+
+    def _half_rows(self, scheduled: dict[str, int]) -> list[HalfRow]:
+        assert self.blocks is not None
+        half = self.blocks.half_requests
+        return [
+            HalfRow(tokens, self.requests[request_id].num_computed_tokens)
+            for request_id, tokens in scheduled.items()
+            if request_id in half
+        ]
 
     def _move_one(self) -> Move | None:
         """One request per step: a move costs about a sixth of the prefill of what it moves."""

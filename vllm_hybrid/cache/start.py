@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from vllm.platforms import current_platform
 
 from vllm_hybrid import compat
 from vllm_hybrid.cache.capability import CapabilityError, Decision, Deployment, decide
@@ -16,7 +17,13 @@ from vllm_hybrid.settings import KV_ONLY, SETTINGS_KEY, HybridSettings, settings
 
 # Whose attention was read and tried: K and V come from the QKV projection of x and from nothing else.
 KNOWN_AFFINE = ("OPTForCausalLM", "GPT2LMHeadModel", "BloomForCausalLM")
-WORKERS = {"vllm.v1.worker.cpu_worker.CPUWorker": "vllm_hybrid.cache.worker.HalfBlockCpuWorker"}
+WORKERS = {"vllm.v1.worker.cpu_worker.CPUWorker": "vllm_hybrid.cache.cpu_worker.HalfBlockCpuWorker"}
+GPU_WORKERS = {"vllm.v1.worker.gpu_worker.Worker": "vllm_hybrid.cache.gpu_worker.HalfBlockGpuWorker"}
+GPU_ATTENTION = "TRITON_ATTN"
+# A graph of the whole step for every batch, or for every batch of decodes. FULL_AND_PIECEWISE, vLLM's default, falls
+# back to its other half by itself.
+FULL_GRAPHS = ("FULL", "FULL_DECODE_ONLY")
+HIDDEN_WRITE = "vllm::hybrid_hidden_write"
 
 
 def prepare(config: Any) -> Decision:
@@ -25,9 +32,30 @@ def prepare(config: Any) -> Decision:
     decision = decision_for(config)
     if decision.form != KV_ONLY:
         compat.check(compat.CACHE)
-        config.parallel_config.worker_cls = WORKERS[config.parallel_config.worker_cls]
+        parallel = config.parallel_config
+        if _on_gpu(config):
+            compat.check(compat.GPU_CACHE)
+            _prepare_for_gpu(config)
+        parallel.worker_cls = (WORKERS | GPU_WORKERS)[parallel.worker_cls]
         config.additional_config[SETTINGS_KEY] = HybridSettings(settings, decision.form)
     return decision
+
+
+def _on_gpu(config: Any) -> bool:
+    return config.parallel_config.worker_cls in {*GPU_WORKERS, *GPU_WORKERS.values()}
+
+
+def _prepare_for_gpu(config: Any) -> None:
+    """Triton attention, and CUDA graphs that leave out attention and the write of hidden states."""
+    from vllm.config import CUDAGraphMode
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum
+
+    config.attention_config.backend = AttentionBackendEnum[GPU_ATTENTION]
+    graphs = config.compilation_config
+    if graphs.cudagraph_mode == CUDAGraphMode.FULL_AND_PIECEWISE:
+        graphs.cudagraph_mode = CUDAGraphMode.PIECEWISE
+    if graphs.splitting_ops and HIDDEN_WRITE not in graphs.splitting_ops:
+        graphs.splitting_ops.append(HIDDEN_WRITE)
 
 
 def decision_for(config: Any) -> Decision:
@@ -42,6 +70,7 @@ def deployment_of(config: Any) -> Deployment:
     """What the decision depends on, read off a `VllmConfig`."""
     model, parallel, cache = config.model_config, config.parallel_config, config.cache_config
     architecture, text = model.architecture, model.hf_text_config
+    gpu, named, graphs = _on_gpu(config), config.attention_config.backend, config.compilation_config.cudagraph_mode
     element_bytes = torch.finfo(model.dtype).bits // 8
     rotary = any(getattr(text, name, None) for name in ("rope_parameters", "rope_scaling", "rope_theta", "rotary_dim"))
     plain = not (
@@ -53,7 +82,10 @@ def deployment_of(config: Any) -> Deployment:
         head_size=model.get_head_size(),
         element_bytes=element_bytes,
         kv_element_bytes=1 if cache.cache_dtype.startswith(("fp8", "int8", "nvfp4")) else element_bytes,
-        backend=parallel.worker_cls in {*WORKERS, *WORKERS.values()},
+        backend=parallel.worker_cls in {*WORKERS, *WORKERS.values()} or (gpu and not current_platform.is_rocm()),
+        other_attention=named.name if gpu and named is not None and named.name != GPU_ATTENTION else "",
+        full_graphs=graphs.name if gpu and graphs is not None and graphs.name in FULL_GRAPHS else "",
+        block_tokens=cache.block_size if gpu else 16,
         affine_unknown="" if architecture in KNOWN_AFFINE else architecture,
         plain_attention=plain and model.get_sliding_window() is None and model.runner_type == "generate",
         rotary=rotary,

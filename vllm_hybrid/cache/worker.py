@@ -1,4 +1,4 @@
-"""vLLM's CPU worker with half blocks: what `start.prepare` puts in the place of `CPUWorker`.
+"""A worker of vLLM's with half blocks: `class Mine(HalfBlockWorker, Worker)`, which `start.prepare` puts in its place.
 
 Once the model is loaded, its layers are held against what was decided at start: each attention layer gets the backend
 that knows both forms and, for hidden states, a hook on its QKV projection; the KV cache spec gets half blocks.
@@ -13,19 +13,29 @@ import torch
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.linear import QKVParallelLinear
 from vllm.v1.kv_cache_interface import FullAttentionSpec
-from vllm.v1.worker.cpu_worker import CPUWorker
 
 from vllm_hybrid.cache.capability import Decision
-from vllm_hybrid.cache.capture import capture, projection_of
-from vllm_hybrid.cache.cpu_attention import Fp8CpuImpl, HiddenCpuImpl, HybridCpuBackend
+from vllm_hybrid.cache.capture import Projection, capture, projection_of
 from vllm_hybrid.cache.manager import Move
 from vllm_hybrid.cache.spec import with_half_blocks
 from vllm_hybrid.cache.start import decision_for, require
 from vllm_hybrid.settings import form_of
 
 
-class HalfBlockCpuWorker(CPUWorker):
+class HalfBlockWorker:
+    """Stands before a worker class in the MRO."""
+
+    vllm_config: Any
+    model_config: Any
+    model_runner: Any
     decision: Decision
+
+    half_backend: type
+    """The attention backend that knows both forms."""
+
+    def with_half_form(self, stock: Any, projection: Projection | None) -> Any:
+        """A layer's attention with the half form: hidden states if its `projection` is given, else fp8."""
+        raise NotImplementedError
 
     def load_model(self, **kwargs: Any) -> None:
         self.decision = decision_for(self.vllm_config)
@@ -34,54 +44,62 @@ class HalfBlockCpuWorker(CPUWorker):
             form == self.decision.form,
             f"{self.decision.form} is what the worker decides, but {form} what the engine was started with",
         )
-        super().load_model(**kwargs)
+        super().load_model(**kwargs)  # type: ignore[misc]
         model = self.model_runner.get_model()
-        take_over = _keep_hidden_states if form == "hidden" else _keep_fp8
-        take_over(model, self.model_config.dtype)
+        if form == "hidden":
+            for attention, qkv in attention_layers(model):
+                self._take_over(attention, projection_of(qkv, self.model_config.dtype))
+                capture(qkv, attention.layer_name)
+        else:
+            for attention in all_attention(model):
+                self._take_over(attention, None)
+
+    def _take_over(self, attention: Attention, projection: Projection | None) -> None:
+        stock = attention.impl
+        require(
+            not stock.logits_soft_cap and stock.sinks is None and stock.kv_sharing_target_layer_name is None,
+            f"{attention.layer_name} caps its scores, has sinks or shares another layer's cache",
+        )
+        attention.attn_backend = self.half_backend
+        attention.impl = self.with_half_form(stock, projection)
 
     def execute_model(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         move: Move | None = getattr(scheduler_output, "hybrid_move", None)
         if move is not None:
             self._carry_out(move)
-        return super().execute_model(scheduler_output, *args, **kwargs)
+        return super().execute_model(scheduler_output, *args, **kwargs)  # type: ignore[misc]
 
     def _carry_out(self, move: Move) -> None:
         """Fill the request's new blocks in every layer, and let the runner know them."""
         runner = self.model_runner
-        for attention in (module for module in runner.get_model().modules() if isinstance(module, Attention)):
-            attention.impl.move_to_kv(attention, torch.tensor(move.half_ids), torch.tensor(move.block_ids), move.tokens)
-        runner.requests[move.request_id].block_ids = (list(move.block_ids),)
-        row = runner.input_batch.req_id_to_index.get(move.request_id)
-        if row is not None:
-            runner.input_batch.block_table.add_row((move.block_ids,), row)
+        layers = list(all_attention(runner.get_model()))
+        device = layers[0].kv_cache.device
+        half_ids, block_ids = (torch.tensor(ids, device=device) for ids in (move.half_ids, move.block_ids))
+        for attention in layers:
+            attention.impl.move_to_kv(attention, half_ids, block_ids, move.tokens)
+        place_blocks(runner, move.request_id, list(move.block_ids))
 
     def get_kv_cache_spec(self) -> dict[str, Any]:
-        specs = super().get_kv_cache_spec()
+        specs = super().get_kv_cache_spec()  # type: ignore[misc]
         require(all(type(spec) is FullAttentionSpec for spec in specs.values()), "a layer is not plain full attention")
         return {name: with_half_blocks(spec, self.decision.halves) for name, spec in specs.items()}
 
 
-def _keep_hidden_states(model: torch.nn.Module, dtype: torch.dtype) -> None:
-    for attention, qkv in attention_layers(model):
-        _require_plain(attention)
-        attention.attn_backend = HybridCpuBackend
-        attention.impl = HiddenCpuImpl.of(attention.impl, projection_of(qkv, dtype))
-        capture(qkv, attention.layer_name)
+def place_blocks(runner: Any, request_id: str, block_ids: list[int]) -> None:
+    """Let a model runner, of either generation, find a running request in other blocks."""
+    if hasattr(runner, "req_states"):
+        row = runner.req_states.req_id_to_index[request_id]
+        runner.block_tables.append_block_ids(row, (block_ids,), overwrite=True)
+        return
+    runner.requests[request_id].block_ids = (block_ids,)
+    row = runner.input_batch.req_id_to_index.get(request_id)
+    if row is not None:
+        runner.input_batch.block_table.add_row((block_ids,), row)
 
 
-def _keep_fp8(model: torch.nn.Module, dtype: torch.dtype) -> None:
-    for attention in (module for module in model.modules() if isinstance(module, Attention)):
-        _require_plain(attention)
-        attention.attn_backend = HybridCpuBackend
-        attention.impl = Fp8CpuImpl.taking_over(attention.impl)
-
-
-def _require_plain(attention: Attention) -> None:
-    impl = attention.impl
-    require(
-        not impl.logits_soft_cap and impl.sinks is None and impl.kv_sharing_target_layer_name is None,
-        f"{attention.layer_name} caps its scores, has sinks or shares another layer's cache",
-    )
+def all_attention(model: torch.nn.Module) -> Iterator[Attention]:
+    """Every attention layer."""
+    return (module for module in model.modules() if isinstance(module, Attention))
 
 
 def attention_layers(model: torch.nn.Module) -> Iterator[tuple[Attention, QKVParallelLinear]]:

@@ -18,7 +18,10 @@ OBSTACLES = [
     ({"lora": True}, "LoRA", True),
     ({"kv_heads": 39}, "only 1.9 times as large", True),
     ({"affine_unknown": "NewForCausalLM"}, "keys of NewForCausalLM are not known", True),
-    ({"backend": False}, "attention backend for CPUs only", False),
+    ({"backend": False}, "for CPUs and NVIDIA GPUs only", False),
+    ({"other_attention": "FLASHINFER"}, "TRITON_ATTN, and FLASHINFER was named", False),
+    ({"full_graphs": "FULL"}, "cudagraph_mode FULL): what a step does depends on its rows; choose PIECEWISE", False),
+    ({"block_tokens": 24}, "blocks of 24 tokens", False),
     ({"plain_attention": False}, "plain full attention", False),
     ({"kv_connector": True}, "KV connector", False),
     ({"speculative": True}, "speculative decoding", False),
@@ -52,6 +55,11 @@ def test_each_obstacle_alone_forbids_hidden_and_is_named(change: dict, says: str
     else:
         with pytest.raises(CapabilityError, match="fp8 is not possible here"):
             decide("fp8", model)
+
+
+def test_fp8_needs_room_for_the_scale_in_a_head() -> None:
+    with pytest.raises(CapabilityError, match="heads of 72 numbers"):
+        decide("fp8", replace(LLAMA_3, head_size=72))
 
 
 def test_todays_models_get_fp8_only_if_it_is_named() -> None:

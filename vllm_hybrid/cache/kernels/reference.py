@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from vllm_hybrid.cache.kernels.fp8 import FP8_MAX
+from vllm_hybrid.cache.kernels.fp8 import SCALE_BITS, turned
 from vllm_hybrid.cache.kernels.view import FP8, HalfBlockView
 
 
@@ -17,12 +17,33 @@ def hidden_write(x: torch.Tensor, view: HalfBlockView, slots: torch.Tensor) -> N
     _write(x[: len(slots)], view, slots)
 
 
-def fp8_write(
-    key: torch.Tensor, value: torch.Tensor, view: HalfBlockView, slots: torch.Tensor, k_scale: float, v_scale: float
-) -> None:
+def fp8_write(key: torch.Tensor, value: torch.Tensor, view: HalfBlockView, slots: torch.Tensor) -> None:
     """Store K and V [>= T, nkv, hd] of token t at slot t [T], where that slot is of the half form."""
-    both = torch.cat([key.float() / k_scale, value.float() / v_scale], -1)[: len(slots)]
-    _write(both.clamp(-FP8_MAX.value, FP8_MAX.value).to(FP8).flatten(1), view, slots)
+    both = torch.stack([key, value], 2)[: len(slots)]
+    _write(fp8_encoded(both).flatten(1), view, slots)
+
+
+def fp8_encoded(x: torch.Tensor) -> torch.Tensor:
+    """Vectors [..., hd] turned, as whole numbers with their scale inside: int8."""
+    x = turned(x.float())
+    bits = ((x.abs().amax(-1, keepdim=True) / 127).view(torch.int32) + 0x8000) >> 16
+    number = (x / _scale(bits).clamp_min(1e-37)).clamp(-127, 127)
+    first = number[..., : SCALE_BITS.value]
+    bit = (bits >> torch.arange(SCALE_BITS.value, device=x.device)) & 1
+    coded = ((first - bit) / 2).round() * 2 + bit
+    coded = coded - 2 * (coded > 127) + 2 * (coded < -127)
+    return torch.cat([coded, number[..., SCALE_BITS.value :].round()], -1).to(FP8)
+
+
+def fp8_decoded(number: torch.Tensor) -> torch.Tensor:
+    """What whole numbers [..., hd] stand for, still turned: fp32."""
+    bit = number[..., : SCALE_BITS.value].int() & 1
+    bits = (bit << torch.arange(SCALE_BITS.value, device=number.device)).sum(-1, keepdim=True, dtype=torch.int32)
+    return number.float() * _scale(bits)
+
+
+def _scale(bits: torch.Tensor) -> torch.Tensor:
+    return (bits << 16).view(torch.float32)
 
 
 def _write(rows: torch.Tensor, view: HalfBlockView, slots: torch.Tensor) -> None:
@@ -45,18 +66,10 @@ def gather(view: HalfBlockView, block_table: torch.Tensor, starts: torch.Tensor)
 
 
 def fp8_read(
-    view: HalfBlockView,
-    block_table: torch.Tensor,
-    starts: torch.Tensor,
-    head_size: int,
-    dtype: torch.dtype,
-    k_scale: float,
-    v_scale: float,
+    view: HalfBlockView, block_table: torch.Tensor, starts: torch.Tensor, head_size: int, dtype: torch.dtype
 ) -> torch.Tensor:
-    """K and V of rows of the half form, one after the other: [starts[B], nkv, 2*hd]."""
-    both = gather(view, block_table, starts).float().unflatten(1, (-1, 2, head_size))
-    scales = torch.tensor([k_scale, v_scale], device=both.device)
-    return (both * scales[:, None]).flatten(2).to(dtype)
+    """K and V, still turned, of rows of the half form, one after the other: [starts[B], nkv, 2*hd]."""
+    return fp8_decoded(gather(view, block_table, starts).unflatten(1, (-1, 2, head_size))).flatten(2).to(dtype)
 
 
 def hidden_decode(

@@ -13,7 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
-FP8 = torch.float8_e4m3fn
+FP8 = torch.int8
+"""What `fp8.py` stores: whole numbers that share an exponent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ def hidden_view(kv_cache: torch.Tensor, hidden_size: int) -> HalfBlockView:
 
 
 def fp8_view(kv_cache: torch.Tensor) -> HalfBlockView:
-    """Half blocks of K and V in e4m3, one token as [nkv, K | V] of 2*nkv*hd bytes; kv_cache as in `hidden_view`."""
+    """Half blocks of K and V in bytes, one token as [nkv, K | V] of 2*nkv*hd; kv_cache as in `hidden_view`."""
     return _view(kv_cache, FP8, kv_cache.shape[1] * kv_cache.shape[3])
 
 
