@@ -67,6 +67,8 @@ def held_against(engine, rule: str, calls, stock) -> float:
 def test_opt_answers_as_stock_whoever_is_hidden(opt, stock) -> None:
     with running_engine(opt, half_cache(), **TIGHT) as engine:
         scheduler = scheduler_of(engine)
+        assert scheduler.blocks.cost.half.row_s > 0 and scheduler.blocks.cost.kv.row_s > 0, "measured at start"
+        print(scheduler.blocks.cost)
         for rule in ("none", "odd", "all"):
             held_against(engine, rule, LOAD, stock)
             if rule != "none":

@@ -152,8 +152,9 @@ class Bench:
         metadata = self.builder.build(0, common)
         query = torch.randn(sum(queries), HEADS, HEAD_SIZE).to(self.dtype)
         output = torch.full_like(query, float("nan"))
-        empty = torch.empty(0)
-        self.impl.forward(self.layer, query, empty, empty, self.cache, metadata, output)
+        own = [range(context - tokens, context) for _, tokens, context in ROWS]
+        fed = [torch.cat([part[at] for part, at in zip(parts, own)]) for parts in (self.fed.key, self.fed.value)]
+        self.impl.forward(self.layer, query, *fed, self.cache, metadata, output)
         return query, output
 
     def expected(self, query: torch.Tensor, row: int) -> torch.Tensor:
@@ -201,12 +202,12 @@ def test_rows_in_fp8_get_nearly_that(gpu_attention, layout, kv_heads, dtype) -> 
     assert bench.impl.in_place_up_to == 5
     errors = bench.errors(*bench.run())
     assert errors["kv"] <= NEARLY[dtype] and NEARLY[dtype] < errors["half"] <= 0.1, errors
-    # In place, read out, and by the reference: the same.
+    # In place and read out, where the step's own tokens are exact: nearly the same.
     in_place_up_to, results = bench.impl.in_place_up_to, []
     for bench.impl.in_place_up_to in (in_place_up_to, 1, 20):
         torch.manual_seed(2)
         results.append(bench.run()[1])
-    assert all(torch.allclose(results[0], other, atol=4 * NEARLY[dtype]) for other in results[1:])
+    assert all(0 < float((results[0] - other).abs().max()) <= 0.1 for other in results[1:])
 
 
 def test_with_more_short_chunks_than_rows_only_decodes_are_absorbed(gpu_attention) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from tests.sim.test_run import STOCK, device, mixed_load
 from vllm_hybrid.sim.device import load_device
+from vllm_hybrid.sim.device_models import HalfCost
 from vllm_hybrid.sim.loop import Simulation
 from vllm_hybrid.sim.run import Contender, EngineSettings, RunRecord, SimError, SimRequest, simulate
 
@@ -48,6 +49,39 @@ def test_forms_come_and_go_and_nothing_is_left(preset: str, async_mode: bool) ->
     blocks = simulation.scheduler.blocks
     blocks.integrity()
     assert blocks.demand_blocks == 0 and not blocks.half_requests and run.policy_errors == 0
+
+
+def most_half(monkeypatch: pytest.MonkeyPatch, extra_s: float) -> tuple[int, int]:
+    """Of a burst under `apt`, the most requests of the half form at once, and the steps; extra_s: of a block's decode
+    in it."""
+    monkeypatch.setattr(HalfCost, "half_extra_s", lambda self, rows, tokens: extra_s * tokens / 16)
+    slo = {"online": {"ttft_s": 20.0, "tbt_s": 20.0}}
+    simulation = Simulation(burst(), ours("hidden", preset="apt", slo=slo), OPT_13B, TIGHT, seed=0)
+    scheduler, most = simulation.scheduler, 0
+    schedule = scheduler.schedule
+
+    def schedule_and_look(*args: object) -> object:
+        nonlocal most
+        step = schedule(*args)
+        most = max(most, len(scheduler.blocks.half_requests))
+        return step
+
+    scheduler.schedule = schedule_and_look
+    run = simulation.run(None)
+    assert all(record.finished_s is not None for record in run.requests) and run.policy_errors == 0
+    return most, len(run.steps)
+
+
+def test_under_apt_the_price_of_the_half_form_decides_who_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    cheap, steps_cheap = most_half(monkeypatch, 1e-6)
+    dear, steps_dear = most_half(monkeypatch, 10.0)
+    assert cheap > 10 and dear == 0 and steps_cheap < steps_dear
+
+
+def test_a_devices_model_prices_a_block_as_its_steps_do() -> None:
+    per_block = {form: HalfCost(OPT_13B, form).half_extra_s(0, 16) for form in ("hidden", "projected", "fp8")}
+    assert per_block["fp8"] < 0 <= per_block["hidden"] < 0.1 * per_block["projected"]
+    assert HalfCost(OPT_13B, "projected").half_extra_s(0, 1600) == pytest.approx(100 * per_block["projected"])
 
 
 def test_the_metrics_tell_blocks_and_requests_by_form() -> None:

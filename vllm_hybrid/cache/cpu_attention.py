@@ -1,8 +1,9 @@
 """vLLM's CPU attention with rows of a half form beside those of KV.
 
 vLLM's kernel is shown the KV rows: to it, a row of the other form reads only the null block, and its result is
-overwritten. Decode rows of the half form are computed together, on contexts padded to the longest; rows with more query
-tokens one by one. Hidden states: decode is absorbed, prompts get K and V made from x. fp8: numbers become floats again.
+overwritten. Hidden states: decode rows are absorbed together, on contexts padded to the longest, and rows with more
+query tokens get K and V made from x, one by one. fp8: the rows are a batch of their own, whose half blocks are read out
+into blocks that vLLM's kernel attends to; K and V of the step's own tokens are taken as they are.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from vllm_hybrid.cache.kernels.view import HalfBlockView, fp8_view, hidden_view
 
 
 @dataclass(slots=True)
-class HalfRows:
-    """The rows of a batch that are of the half form."""
+class HiddenRows:
+    """The rows of a batch that hold hidden states."""
 
     decode_tokens: torch.Tensor
     """[D] where the query token of each decode row is."""
@@ -39,6 +40,26 @@ class HalfRows:
 
     prompts: list[tuple[int, int, int, torch.Tensor]]
     """First and last query token, cached tokens and block ids [W] of each other row."""
+
+
+@dataclass(slots=True)
+class Fp8Rows:
+    """The rows of a batch that hold K and V in fp8, as a batch of their own on pages side by side."""
+
+    tokens: torch.Tensor
+    """[T] where their query tokens are."""
+
+    half_ids: torch.Tensor
+    """[P] of the half blocks, one row's after the other's."""
+
+    inside: torch.Tensor
+    """[P, bs] what of them belongs to a row."""
+
+    slots: torch.Tensor
+    """[T] where the query tokens are on the pages."""
+
+    metadata: Any
+    """vLLM's, for that batch."""
 
 
 class HybridCpuBackend(CPUAttentionBackend):
@@ -58,7 +79,7 @@ class HybridCpuBuilder(CPUAttentionMetadataBuilder):
         num_blocks = layer.kv_cache.shape[0]
         # The first column decides: further ones may be stale.
         half = common.block_table_tensor[:, 0] >= num_blocks
-        rows = _half_rows(common, half) if bool(half.any()) else None
+        rows = layer.impl.rows(self, common, half) if bool(half.any()) else None
         if rows is not None:
             first_half_slot = num_blocks * self.block_size
             query_lens = common.query_start_loc.diff().to(common.seq_lens.dtype)
@@ -76,7 +97,7 @@ def _kv_slots(slots: torch.Tensor, first_half_slot: int) -> torch.Tensor:
     return slots.masked_fill(slots >= first_half_slot, -1)
 
 
-def _half_rows(common: Any, half: torch.Tensor) -> HalfRows:
+def _hidden_rows(common: Any, half: torch.Tensor) -> HiddenRows:
     starts, ends = common.query_start_loc[:-1], common.query_start_loc[1:]
     decode = half & (ends - starts == 1)
     table, lens = common.block_table_tensor, common.seq_lens
@@ -84,7 +105,37 @@ def _half_rows(common: Any, half: torch.Tensor) -> HalfRows:
         (int(starts[row]), int(ends[row]), int(lens[row]), table[row].clone())
         for row in (half & (ends - starts > 1)).nonzero().flatten().tolist()
     ]
-    return HalfRows(starts[decode].long(), table[decode], lens[decode].long(), prompts)
+    return HiddenRows(starts[decode].long(), table[decode], lens[decode].long(), prompts)
+
+
+def _fp8_rows(builder: HybridCpuBuilder, common: Any, half: torch.Tensor) -> Fp8Rows:
+    block = builder.block_size
+    queries, lens = common.query_start_loc.diff()[half], common.seq_lens[half]
+    pages = (lens + block - 1) // block
+    first = pages.cumsum(0) - pages
+    column = torch.arange(int(pages.max()))
+    held = column < pages[:, None]
+    starts = torch.nn.functional.pad(queries.cumsum(0), (1, 0))
+    within = torch.arange(int(starts[-1])) - starts[:-1].repeat_interleave(queries)
+    position = within + (lens - queries).repeat_interleave(queries)
+    slots = first.repeat_interleave(queries) * block + position
+    own = common.replace(
+        query_start_loc=starts.to(common.query_start_loc.dtype),
+        query_start_loc_cpu=starts.to(common.query_start_loc.dtype),
+        seq_lens=lens,
+        num_reqs=len(lens),
+        num_actual_tokens=int(starts[-1]),
+        max_query_len=int(queries.max()),
+        max_seq_len=int(lens.max()),
+        block_table_tensor=(first[:, None] + column).where(held, 0).to(common.block_table_tensor.dtype),
+        slot_mapping=slots.to(common.slot_mapping.dtype),
+    )
+    at = torch.arange(block) + column[:, None] * block
+    inside = (at < lens[:, None, None])[held]
+    tokens = common.query_start_loc[:-1][half].repeat_interleave(queries) + within
+    half_ids = common.block_table_tensor[half][:, : len(column)][held]
+    metadata = CPUAttentionMetadataBuilder.build(builder, 0, own)
+    return Fp8Rows(tokens.long(), half_ids.long(), inside, slots.to(common.slot_mapping.dtype), metadata)
 
 
 class HybridCpuImpl(CPUAttentionBackendImpl):
@@ -118,24 +169,8 @@ class HybridCpuImpl(CPUAttentionBackendImpl):
         super().forward(layer, query, key, value, kv_cache, attn_metadata, output, *scales, **more_scales)
         rows = None if attn_metadata is None else attn_metadata.half_rows
         if rows is not None:
-            view = self.view(kv_cache)
-            if len(rows.decode_tokens):
-                out = self.decode_rows(layer, query[rows.decode_tokens], view, rows)
-                output[rows.decode_tokens] = out.reshape(-1, *output.shape[1:]).to(output.dtype)
-            for begin, end, length, block_ids in rows.prompts:
-                context = reference.row_tokens(view, block_ids, length)
-                out = self._prompt(query[begin:end], *self.keys_and_values(layer, context))
-                output[begin:end] = out.view_as(output[begin:end])
+            self.attend(layer, query, key, value, self.view(kv_cache), rows, output)
         return output
-
-    def decode_rows(self, layer: Any, query: torch.Tensor, view: HalfBlockView, rows: HalfRows) -> torch.Tensor:
-        """[D, nh, hd] of all decode rows at once, on contexts padded to the longest; query [D, nh, hd]."""
-        context, inside = _padded_contexts(view, rows.decode_table, rows.decode_lens)
-        bias = torch.zeros(inside.shape).masked_fill(~inside, float("-inf"))[:, None]
-        if self.alibi_slopes is not None:
-            distance = torch.arange(inside.shape[1]) - (rows.decode_lens[:, None] - 1)
-            bias = bias + self.alibi_slopes[None, :, None] * distance[:, None]
-        return self.decode(layer, query, context, bias)
 
     def move_to_kv(self, layer: Any, half_ids: torch.Tensor, block_ids: torch.Tensor, tokens: int) -> None:
         """Write K and V of what half blocks [W] hold, `tokens` of it, into whole blocks [W]."""
@@ -147,24 +182,25 @@ class HybridCpuImpl(CPUAttentionBackendImpl):
         slots = block_ids[at // block_tokens] * block_tokens + at % block_tokens
         CPUAttentionBackendImpl.do_kv_cache_update(self, layer, key, value, cache, slots)
 
-    def _prompt(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """[T, nh, hd] attention of a row's last T tokens over its K and V [S, nkv, hd]."""
-        tokens, context = query.shape[0], key.shape[0]
-        grouped = query.to(key.dtype).unflatten(1, (self.num_kv_heads, -1))
-        distance = torch.arange(context) - torch.arange(context - tokens, context)[:, None]
-        scores = torch.einsum("tkgd,skd->kgts", grouped, key).flatten(0, 1) * self.scale
-        if self.alibi_slopes is not None:
-            scores += self.alibi_slopes[:, None, None] * distance
-        probs = scores.masked_fill(distance > 0, float("-inf")).softmax(-1)
-        out = torch.einsum("kgts,skd->tkgd", probs.unflatten(0, (self.num_kv_heads, -1)), value)
-        return out.flatten(1, 2).to(query.dtype)
-
     def view(self, kv_cache: torch.Tensor) -> HalfBlockView:
         """The half blocks in a layer's cache."""
         raise NotImplementedError
 
-    def decode(self, layer: Any, query: torch.Tensor, context: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        """[D, nh, hd] from query [D, nh, hd], what the cache holds [D, S, w], and bias [D, 1 or nh, S] on scores."""
+    def rows(self, builder: HybridCpuBuilder, common: Any, half: torch.Tensor) -> Any:
+        """What `attend` needs to know of the rows where `half` [B] says that they are of the half form."""
+        raise NotImplementedError
+
+    def attend(
+        self,
+        layer: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        view: HalfBlockView,
+        rows: Any,
+        output: torch.Tensor,
+    ) -> None:
+        """Write what the rows of the half form get into output [T, nh, hd]."""
         raise NotImplementedError
 
     def keys_and_values(self, layer: Any, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -187,17 +223,56 @@ class HiddenCpuImpl(HybridCpuImpl):
         """Row t of x [>= T, H] into slot t [T], where that is of the half form."""
         reference.hidden_write(x, view, slots)
 
-    def view(self, kv_cache: torch.Tensor) -> HalfBlockView:
-        return hidden_view(kv_cache, self.projection.key_weight.shape[1])
+    def rows(self, builder: HybridCpuBuilder, common: Any, half: torch.Tensor) -> HiddenRows:
+        return _hidden_rows(common, half)
 
-    def decode(self, layer: Any, query: torch.Tensor, context: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    def attend(
+        self,
+        layer: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        view: HalfBlockView,
+        rows: HiddenRows,
+        output: torch.Tensor,
+    ) -> None:
+        if len(rows.decode_tokens):
+            out = self._decodes(query[rows.decode_tokens], view, rows)
+            output[rows.decode_tokens] = out.reshape(-1, *output.shape[1:]).to(output.dtype)
+        for begin, end, length, block_ids in rows.prompts:
+            context = reference.row_tokens(view, block_ids, length)
+            out = self._prompt(query[begin:end], *self.keys_and_values(layer, context))
+            output[begin:end] = out.view_as(output[begin:end])
+
+    def _decodes(self, query: torch.Tensor, view: HalfBlockView, rows: HiddenRows) -> torch.Tensor:
+        """[D, nh, hd] of all decode rows at once, on contexts padded to the longest; query [D, nh, hd]."""
+        context, inside = _padded_contexts(view, rows.decode_table, rows.decode_lens)
+        bias = torch.zeros(inside.shape).masked_fill(~inside, float("-inf"))[:, None]
+        if self.alibi_slopes is not None:
+            distance = torch.arange(inside.shape[1]) - (rows.decode_lens[:, None] - 1)
+            bias = bias + self.alibi_slopes[None, :, None] * distance[:, None]
         weights, heads = self.projection, (self.num_heads, self.head_size)
-        query, context = query.to(weights.key_weight.dtype), context.to(weights.key_weight.dtype)
+        query, context = query.to(weights.weight.dtype), context.to(weights.weight.dtype)
         absorbed = absorb_query(query, weights.key_weight.unflatten(0, heads))
         scores = torch.einsum("rhc,rsc->rhs", absorbed, context) * self.scale + bias
         z = torch.einsum("rhs,rsc->rhc", scores.softmax(-1), context)
         value_bias = None if weights.value_bias is None else weights.value_bias.view(heads)
         return project_output(z, weights.value_weight.unflatten(0, heads), value_bias)
+
+    def _prompt(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """[T, nh, hd] attention of a row's last T tokens over its K and V [S, nkv, hd]."""
+        tokens, context = query.shape[0], key.shape[0]
+        grouped = query.to(key.dtype).unflatten(1, (self.num_kv_heads, -1))
+        distance = torch.arange(context) - torch.arange(context - tokens, context)[:, None]
+        scores = torch.einsum("tkgd,skd->kgts", grouped, key).flatten(0, 1) * self.scale
+        if self.alibi_slopes is not None:
+            scores += self.alibi_slopes[:, None, None] * distance
+        probs = scores.masked_fill(distance > 0, float("-inf")).softmax(-1)
+        out = torch.einsum("kgts,skd->tkgd", probs.unflatten(0, (self.num_kv_heads, -1)), value)
+        return out.flatten(1, 2).to(query.dtype)
+
+    def view(self, kv_cache: torch.Tensor) -> HalfBlockView:
+        return hidden_view(kv_cache, self.projection.key_weight.shape[1])
 
     def keys_and_values(self, layer: Any, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         weights, heads = self.projection, (self.num_heads, self.head_size)
@@ -208,8 +283,6 @@ class HiddenCpuImpl(HybridCpuImpl):
 
 
 class Fp8CpuImpl(HybridCpuImpl):
-    """Attention is computed on K and V as they are stored, turned."""
-
     def view(self, kv_cache: torch.Tensor) -> HalfBlockView:
         return fp8_view(kv_cache)
 
@@ -219,20 +292,36 @@ class Fp8CpuImpl(HybridCpuImpl):
         super().do_kv_cache_update(layer, key, value, kv_cache, slot_mapping)
         reference.fp8_write(key, value, self.view(kv_cache), slot_mapping)
 
-    def decode(self, layer: Any, query: torch.Tensor, context: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        key, value = self._turned(context)
-        grouped = turned_back(query.float()).unflatten(1, (self.num_kv_heads, -1))
-        scores = torch.einsum("rkgd,rskd->rkgs", grouped, key).flatten(1, 2) * self.scale + bias
-        probs = scores.softmax(-1).unflatten(1, (self.num_kv_heads, -1))
-        return turned_back(torch.einsum("rkgs,rskd->rkgd", probs, value).flatten(1, 2))
+    def rows(self, builder: HybridCpuBuilder, common: Any, half: torch.Tensor) -> Fp8Rows:
+        return _fp8_rows(builder, common, half)
+
+    def attend(
+        self,
+        layer: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        view: HalfBlockView,
+        rows: Fp8Rows,
+        output: torch.Tensor,
+    ) -> None:
+        write, (pages, block) = CPUAttentionBackendImpl.do_kv_cache_update, rows.inside.shape
+        half = rows.half_ids - view.num_blocks
+        held = view.blocks()[half // view.ratio, half % view.ratio].flatten(0, 1)
+        # What lies behind a row's end may be anything, also no number.
+        parts = (part.masked_fill(~rows.inside.view(-1, 1, 1), 0) for part in self.keys_and_values(layer, held))
+        old_key, old_value = (part.to(query.dtype).contiguous() for part in parts)
+        cache = torch.zeros(pages, self.num_kv_heads, block, 2 * self.head_size, dtype=query.dtype)
+        write(self, layer, old_key, old_value, cache, torch.arange(pages * block, dtype=rows.slots.dtype))
+        write(self, layer, key[rows.tokens], value[rows.tokens], cache, rows.slots)
+        asked = query[rows.tokens]
+        out = torch.empty_like(asked)
+        CPUAttentionBackendImpl.forward(self, layer, asked, key, value, cache, rows.metadata, out)
+        output[rows.tokens] = out.view(-1, *output.shape[1:])
 
     def keys_and_values(self, layer: Any, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        key, value = self._turned(context)
-        return turned_back(key), turned_back(value)
-
-    def _turned(self, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         both = reference.fp8_decoded(context.unflatten(-1, (self.num_kv_heads, 2, self.head_size)))
-        return both[..., 0, :], both[..., 1, :]
+        return turned_back(both[..., 0, :]), turned_back(both[..., 1, :])
 
 
 def _padded_contexts(view: HalfBlockView, table: torch.Tensor, lens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

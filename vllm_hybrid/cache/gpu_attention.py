@@ -24,7 +24,7 @@ from vllm_hybrid.cache.capture import Projection
 from vllm_hybrid.cache.cost import AttentionShape
 from vllm_hybrid.cache.gpu_rows import HalfRows, HalfStep, InPlaceTokens, Row, plan_rows, zero_to
 from vllm_hybrid.cache.kernels.absorbed import TILE_TOKENS, absorb_query, choose_tiles, hidden_decode, project_output
-from vllm_hybrid.cache.kernels.fp8 import fp8_decode, fp8_read, fp8_write, turned_back
+from vllm_hybrid.cache.kernels.fp8 import fp8_decode, fp8_read, fp8_write, turned, turned_back
 from vllm_hybrid.cache.kernels.hidden_write import hidden_write
 from vllm_hybrid.cache.kernels.project import gather_project
 from vllm_hybrid.cache.kernels.view import HalfBlockView, fp8_view, hidden_view
@@ -103,8 +103,10 @@ class HybridTritonImpl(TritonAttentionImpl):
         """[D, nh, hd] of query tokens [D, nh, hd], each a row of its own."""
         raise NotImplementedError
 
-    def read_out(self, query: torch.Tensor, view: HalfBlockView, row: Row) -> torch.Tensor:
-        """[T, nh, hd] of one row's query tokens [T, nh, hd]."""
+    def read_out(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, view: HalfBlockView, row: Row
+    ) -> torch.Tensor:
+        """[T, nh, hd] of one row's query tokens [T, nh, hd]; key, value: [T, nkv, hd], their own."""
         raise NotImplementedError
 
     def keys_and_values(self, view: HalfBlockView, half_ids: torch.Tensor, tokens: int) -> torch.Tensor:
@@ -146,7 +148,8 @@ class HybridTritonImpl(TritonAttentionImpl):
                 at = rows.in_place.at
                 out[at] = self.in_place(queries[at], view, rows.in_place).to(out.dtype)
             for row in rows.read_out:
-                out[row.at] = self.read_out(queries[row.at], view, row).to(out.dtype)
+                own = key[row.at], value[row.at]
+                out[row.at] = self.read_out(queries[row.at], *own, view, row).to(out.dtype)
         return output
 
     def over_pages(self, query: torch.Tensor, pages: torch.Tensor, row: Row) -> torch.Tensor:
@@ -199,7 +202,9 @@ class HiddenTritonImpl(HybridTritonImpl):
         bias = None if weights.value_bias is None else weights.value_bias.view(heads)
         return project_output(z, weights.value_weight.unflatten(0, heads), bias)
 
-    def read_out(self, query: torch.Tensor, view: HalfBlockView, row: Row) -> torch.Tensor:
+    def read_out(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, view: HalfBlockView, row: Row
+    ) -> torch.Tensor:
         both = self._projected(view, row.table, row.starts, row.blocks * row.block_tokens)
         return self.over_pages(query, both.unflatten(0, (row.blocks, row.block_tokens)), row)
 
@@ -218,7 +223,7 @@ class HiddenTritonImpl(HybridTritonImpl):
 
 
 class Fp8TritonImpl(HybridTritonImpl):
-    """On K and V as they are stored, turned. Read out: in the model's own dtype."""
+    """On K and V as they are stored, turned. Read out: in the model's own dtype, the step's own tokens as they are."""
 
     @cached_property
     def in_place_up_to(self) -> int:  # type: ignore[override]
@@ -239,8 +244,13 @@ class Fp8TritonImpl(HybridTritonImpl):
         asked = turned_back(query.float()).to(query.dtype)
         return turned_back(fp8_decode(asked, view, tokens.table, tokens.lens, self.scale, parts, self.alibi_slopes))
 
-    def read_out(self, query: torch.Tensor, view: HalfBlockView, row: Row) -> torch.Tensor:
+    def read_out(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, view: HalfBlockView, row: Row
+    ) -> torch.Tensor:
         both = self._read(view, row.table, row.starts, row.blocks * row.block_tokens, query.dtype)
+        own = slice(row.tokens - len(query), row.tokens)
+        for part, exact in ((0, key), (1, value)):
+            both[own, part] = turned(exact.float()).to(both.dtype)
         asked = turned_back(query.float()).to(query.dtype)
         pages = both.unflatten(0, (row.blocks, row.block_tokens))
         return turned_back(self.over_pages(asked, pages, row).float())

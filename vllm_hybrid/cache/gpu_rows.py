@@ -135,7 +135,8 @@ def plan_rows(
     batch, rows = _batch(common, half, block_tokens), step.rows
     if sum(row.query for row in rows if row.query <= in_place_up_to) > step.max_rows:
         in_place_up_to = 1
-    few, many = [], []
+    few: list[HalfRow] = []
+    many: list[HalfRow] = []
     for row in _sorted(rows):
         (few if row.query <= in_place_up_to else many).append(row)
     short = half & (batch.queries <= in_place_up_to)

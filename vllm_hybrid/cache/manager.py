@@ -51,6 +51,9 @@ class HalfBlockManager(FullAttentionManager):
         self.pressure = False
         """Everything in KV would not fit into the memory."""
 
+        self.cost = kv_cache_spec.cost
+        """What answers `half_extra_s(rows, context_tokens)`, as the workers measured it; None: not known."""
+
         self.moves = 0
         """Requests that were moved to KV so far."""
 
@@ -108,6 +111,10 @@ class HalfBlockManager(FullAttentionManager):
         pool, halves = self.block_pool, self.half_blocks.ids
         whole = pool.num_gpu_blocks - 1 - pool.get_num_free_blocks() - halves.split_blocks
         return whole + halves.used_halves + self.awaited_blocks
+
+    def half_extra_s(self, rows: int, context_tokens: int) -> float:
+        """Seconds that decodes over so many tokens of context take more per step in the half form; 0 if unknown."""
+        return 0.0 if self.cost is None else self.cost.half_extra_s(rows, context_tokens)
 
     def reclaimable_blocks(self, request_id: str) -> int:
         """Whole blocks that come free with the half blocks of a request."""

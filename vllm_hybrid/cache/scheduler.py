@@ -37,9 +37,10 @@ class ChoosesForm:
             self.kv_cache_manager.get_computed_blocks = self._choose_and_get_computed_blocks
 
     def takes_half(self, request: Request) -> bool:
-        """Whether this request, which has no blocks, gets half blocks."""
+        """Whether this request, which has no blocks, gets half blocks: as its policy wants, or the memory demands."""
         assert self.blocks is not None
-        return self.blocks.pressure
+        wish: bool | None = getattr(getattr(request, "hybrid_view", None), "wants_half", None)
+        return self.blocks.pressure if wish is None else wish
 
     def moves_to_kv(self, request: Request) -> bool:
         """Whether this request, which decodes from half blocks, gets KV now that there is no pressure."""
@@ -67,16 +68,21 @@ class ChoosesForm:
         ]
 
     def _move_one(self) -> Move | None:
-        """One request per step: a move costs about a sixth of the prefill of what it moves."""
+        """One request per step: a move costs about a sixth of the prefill of what it moves. First the one whose steps
+        become shorter by the most."""
         blocks = self.blocks
         assert blocks is not None
         if blocks.pressure or not blocks.half_requests:
             return None
-        for request in self.running:
-            half = request.request_id in blocks.half_requests
-            if half and not request.is_prefill_chunk and self.moves_to_kv(request):
-                return blocks.move_to_kv(request.request_id, request.num_computed_tokens)
-        return None
+        half = [
+            request
+            for request in self.running
+            if request.request_id in blocks.half_requests and not request.is_prefill_chunk and self.moves_to_kv(request)
+        ]
+        if not half:
+            return None
+        first = max(half, key=lambda request: blocks.half_extra_s(1, request.num_computed_tokens))
+        return blocks.move_to_kv(first.request_id, first.num_computed_tokens)
 
     def add_request(self, request: Request) -> None:
         new = request.request_id not in self.requests

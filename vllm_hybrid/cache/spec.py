@@ -6,7 +6,8 @@ that only unpickles a spec knows its manager as well.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from vllm.v1.kv_cache_interface import FullAttentionSpec, replace_as
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
@@ -23,15 +24,18 @@ class HalfBlockSpec(FullAttentionSpec):
     version: str = __version__
     """Of the package in the worker that made the spec."""
 
+    cost: Any = field(default=None, compare=False)
+    """A `StepCost` as the worker measured it, or whatever else answers `half_extra_s`; None: not known."""
+
     @classmethod
     def merge(cls, specs: list[HalfBlockSpec]) -> HalfBlockSpec:
         assert all(spec == specs[0] for spec in specs[1:]), "layers of one group differ"
         return specs[0]
 
 
-def with_half_blocks(spec: FullAttentionSpec, halves: int) -> HalfBlockSpec:
+def with_half_blocks(spec: FullAttentionSpec, halves: int, cost: Any = None) -> HalfBlockSpec:
     """The same spec, its blocks divisible."""
-    return replace_as(spec, HalfBlockSpec, halves=halves)
+    return replace_as(spec, HalfBlockSpec, halves=halves, cost=cost)
 
 
 # Registering first would keep vLLM from registering its own: it only looks whether there is any.

@@ -6,6 +6,7 @@ that knows both forms and, for hidden states, a hook on its QKV projection; the 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,12 +15,15 @@ from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.linear import QKVParallelLinear
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 
+from vllm_hybrid.cache.calibration import StepCost, measured
 from vllm_hybrid.cache.capability import Decision
 from vllm_hybrid.cache.capture import Projection, capture, projection_of
 from vllm_hybrid.cache.manager import Move
 from vllm_hybrid.cache.spec import with_half_blocks
 from vllm_hybrid.cache.start import decision_for, require
 from vllm_hybrid.settings import form_of
+
+logger = logging.getLogger("vllm.hybrid.cache")  # a child of vLLM's logger, so it shares its handlers and level
 
 
 class HalfBlockWorker:
@@ -82,7 +86,15 @@ class HalfBlockWorker:
     def get_kv_cache_spec(self) -> dict[str, Any]:
         specs = super().get_kv_cache_spec()  # type: ignore[misc]
         require(all(type(spec) is FullAttentionSpec for spec in specs.values()), "a layer is not plain full attention")
-        return {name: with_half_blocks(spec, self.decision.halves) for name, spec in specs.items()}
+        cost = self._step_cost(specs) if specs else None
+        return {name: with_half_blocks(spec, self.decision.halves, cost) for name, spec in specs.items()}
+
+    def _step_cost(self, specs: dict[str, Any]) -> StepCost:
+        name, spec = next(iter(specs.items()))
+        layer = self.vllm_config.compilation_config.static_forward_context[name]
+        cost = measured(layer, name, len(specs), spec, self.vllm_config, self.model_runner.device)
+        logger.info("vllm_hybrid: cache: %s", cost)
+        return cost
 
 
 def place_blocks(runner: Any, request_id: str, block_ids: list[int]) -> None:

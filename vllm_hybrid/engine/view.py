@@ -8,6 +8,7 @@ one.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
@@ -102,8 +103,16 @@ class Viewer:
             blocks_needed=self.blocks_needed,
             reclaimable_blocks=self.reclaimable_blocks,
             growth_blocks=self.growth_blocks,
-            admission_halves=1 if self._blocks is None else self._blocks.halves_of_next,
+            **self._half_form(),
         )
+
+    def _half_form(self) -> dict[str, Any]:
+        """What a plan may know of the form beside KV."""
+        if (blocks := self._blocks) is None:
+            return {}
+        extra_s = blocks.half_extra_s(0, self._s.block_size)
+        ratio = blocks.half_blocks.ids.ratio
+        return {"admission_halves": blocks.halves_of_next, "half_ratio": ratio, "half_block_s": extra_s}
 
     def running(self) -> list[RequestView]:
         """The records of the running requests, brought up to date."""

@@ -54,6 +54,8 @@ class StepView:
     reclaimable_blocks: Callable[[RequestView], int]
     growth_blocks: Callable[[RequestView, int], int]
     admission_halves: int = 1  # of the blocks of a request that is admitted now fit into one: 1 with KV
+    half_ratio: int = 1  # half blocks of one block: 1 where the cache has no half form
+    half_block_s: float = 0.0  # seconds that a step takes longer for a block of context in the half form
 
 
 def cached_tokens(view: StepView) -> Callable[[RequestView], int]:

@@ -48,6 +48,7 @@ class RequestView:
     prefilling: bool = False
     output_tokens: int = 0  # delivered so far
     halves: int = 1  # of its blocks fit into one: 1 with KV, more once its cache has the half form
+    wants_half: bool | None = None  # the form that it is to get where it is admitted; None: as the memory demands
     in_flight: int = 0  # steps under way that will deliver output of it (async scheduling)
 
     # Kept by the policy from step to step.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -17,11 +18,14 @@ Chunk = tuple[int, int]
 """A prefill chunk: tokens in this step, tokens computed before."""
 
 
+HalfForm = Literal["hidden", "projected", "fp8"]
+"""hidden: read absorbed. projected: hidden states, K and V made anew in every step. fp8: half the bytes."""
+
+
 class HalfWork(NamedTuple):
     """What requests of a half form add to a step; the rest of the step is KV's."""
 
-    form: Literal["hidden", "projected", "fp8"]
-    """hidden: read absorbed. projected: hidden states, K and V made anew in every step. fp8: half the bytes."""
+    form: HalfForm
 
     rows: int
     """Decodes."""
@@ -34,6 +38,27 @@ class HalfWork(NamedTuple):
 
     moved_tokens: int = 0
     """Context of a request that is moved to KV before the step."""
+
+
+_MUCH_CONTEXT = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class HalfCost:
+    """What a device's model says where an engine would have measured."""
+
+    device: Device
+    form: HalfForm
+
+    def half_extra_s(self, rows: int, context_tokens: int) -> float:
+        """Seconds that decodes over so many tokens of context take more per step than in KV, beside much more context:
+        what is read and computed per token, not what is once per step or hides behind the weights."""
+        return self._more_s(_MUCH_CONTEXT + context_tokens) - self._more_s(_MUCH_CONTEXT)
+
+    def _more_s(self, context_tokens: int) -> float:
+        half = HalfWork(self.form, 1, context_tokens, 0)
+        in_half = self.device.batch_seconds((), 1, 0, context_tokens, half)
+        return in_half - self.device.batch_seconds((), 1, context_tokens, context_tokens)
 
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]

@@ -25,7 +25,7 @@ from vllm_hybrid.engine.tally import StepMode
 from vllm_hybrid.policy.latency import StepTimePredictor
 from vllm_hybrid.policy.presets import request_rate
 from vllm_hybrid.sim.batch import END_TOKEN, Batch, BatchReader, Live
-from vllm_hybrid.sim.device_models import Device
+from vllm_hybrid.sim.device_models import Device, HalfCost, HalfForm
 from vllm_hybrid.sim.modelfree import STOCK, Classes, World, block_hasher, build
 from vllm_hybrid.sim.prompts import PromptTokens
 from vllm_hybrid.sim.records import Contender, EngineSettings, RequestRecord, RunRecord, SimError, SimRequest
@@ -58,7 +58,7 @@ class Simulation:
         self.now_s = 0.0
         self.device = device
         half_form = half_form_of(contender, device, settings)
-        self.scheduler: Any = _make_scheduler(contender, settings, half_form)
+        self.scheduler: Any = _make_scheduler(contender, settings, half_form, device)
         self.scheduler.clock = lambda: self.now_s  # ours reads it; stock reads none
         self.record = RunRecord(contender, device.name, settings, seed, [RequestRecord(r) for r in requests])
         self._coming = deque(sorted(self.record.requests, key=lambda r: r.request.arrival_s))
@@ -223,19 +223,21 @@ class Simulation:
         return record
 
 
-def half_form_of(contender: Contender, device: Device, settings: EngineSettings) -> str | None:
+def half_form_of(contender: Contender, device: Device, settings: EngineSettings) -> HalfForm | None:
     """The form beside KV, as the device's cost model calls it; None: KV only."""
     cache = contender.hybrid.get("cache", "off")
-    hidden = "projected" if settings.project_hidden else "hidden"
+    hidden: HalfForm = "projected" if settings.project_hidden else "hidden"
     if cache == "off" or (cache == "auto" and hidden not in device.half_forms):
         return None
-    form = "fp8" if cache == "fp8" else hidden
+    form: HalfForm = "fp8" if cache == "fp8" else hidden
     if form not in device.half_forms:
         raise SimError(f"{contender.name}: cache = {cache!r}: device {device.name}: {device.no_half_form(form)}")
     return form
 
 
-def _make_scheduler(contender: Contender, settings: EngineSettings, half_form: str | None) -> Scheduler:
+def _make_scheduler(
+    contender: Contender, settings: EngineSettings, half_form: HalfForm | None, device: Device
+) -> Scheduler:
     assert settings.pool_tokens is not None
     world = World(
         async_mode=settings.async_mode,
@@ -249,6 +251,7 @@ def _make_scheduler(contender: Contender, settings: EngineSettings, half_form: s
         hybrid=tuple({**contender.hybrid, "strict": True}.items()),
         max_model_len=settings.max_model_len,
         block_size=settings.block_size,
+        half_cost=None if half_form is None else HalfCost(device, half_form),
         halves=1 if half_form is None else 2,  # both forms take half of KV: fp8 of 16 bits, x where H = nkv * hd
     )
     return build(STOCK if contender.stock else OURS, world)

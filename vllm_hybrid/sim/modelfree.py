@@ -66,6 +66,7 @@ class World:
     max_model_len: int = MAX_MODEL_LEN
     block_size: int = BLOCK_SIZE
     halves: int = 1  # half blocks per block; 1: KV only
+    half_cost: Any = None  # answers `half_extra_s(rows, context_tokens)`; None: not known
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def build(classes: Classes, world: World, config: VllmConfig | None = None) -> S
     config = config or engine_config(world)
     attention = FullAttentionSpec(block_size=world.block_size, num_kv_heads=1, head_size=1, dtype=torch.float16)
     if world.halves > 1:
-        attention = with_half_blocks(attention, world.halves)
+        attention = with_half_blocks(attention, world.halves, world.half_cost)
     scheduler = classes.of(world)(
         vllm_config=config,
         kv_cache_config=KVCacheConfig(

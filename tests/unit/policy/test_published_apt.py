@@ -1,5 +1,7 @@
 """Apt-Serve: the greedy's factor two, the two kinds of iterations, and what becomes of late requests."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +12,8 @@ from tests.unit.policy.toy_engine import Machine
 from tests.unit.policy.world import Pool, decode, examples, plain_counters, request, step_view, waiting
 from vllm_hybrid.config import ConfigError, load_config
 from vllm_hybrid.policy.latency import StepTimePredictor
-from vllm_hybrid.policy.published.apt import AptPlanner, Entry, densest
+from vllm_hybrid.policy.published.apt import AptPlanner
+from vllm_hybrid.policy.published.apt_choice import Entry, densest, densest_in_forms
 
 APT = {"preset": "apt", "slo": {"online": {"ttft_s": 1.0, "tbt_s": 1.0}}}
 
@@ -42,6 +45,63 @@ def test_the_greedy_is_worth_half_the_optimum_at_least(entries, room_blocks):
     chosen = densest(entries, room_blocks)
     assert sum(e.blocks for e in chosen) <= room_blocks
     assert 2 * sum(e.value for e in chosen) >= lp_optimum(entries, room_blocks) * (1 - 1e-9)
+
+
+def best_in_forms(entries, price_s, room_blocks):
+    """The best value of any choice of requests and forms, by trying all."""
+    best = 0.0
+    for forms in itertools.product((None, False, True), repeat=len(entries)):
+        blocks = sum(e.blocks // (2 if half else 1) for e, half in zip(entries, forms) if half is not None)
+        if blocks <= room_blocks:
+            best = max(
+                best, sum(e.value - price_s * e.blocks * half for e, half in zip(entries, forms) if half is not None)
+            )
+    return best
+
+
+even = st.lists(st.builds(lambda v, b: entry(v, 2 * b), st.floats(0, 50), st.integers(1, 20)), min_size=1, max_size=6)
+
+
+@given(even, st.floats(0, 2), st.integers(40, 80))
+@examples(500)
+def test_with_forms_it_is_worth_half_the_optimum_at_least(entries, price_s, room_blocks):
+    best = best_in_forms(entries, price_s, room_blocks)
+    chosen = densest_in_forms(entries, 2, price_s, room_blocks)
+    assert sum(e.blocks // (2 if e.view.wants_half else 1) for e in chosen) <= room_blocks
+    value = sum(e.value - price_s * e.blocks * e.view.wants_half for e in chosen)
+    assert 2 * value >= best - 1e-6
+
+
+def in_forms(entries, price_s, room_blocks, halves=2, **limits):
+    """What each request gets: KV, half, or nothing."""
+    chosen = densest_in_forms(entries, halves, price_s, room_blocks, **limits)
+    return ["-" if e not in chosen else "half" if e.view.wants_half else "KV" for e in entries]
+
+
+def test_the_half_form_goes_to_those_who_wait_long_for_few_blocks():
+    long_ago, lately = entry(9.0, 4), entry(1.0, 4)  # 2.25 and .25 s per block
+    assert in_forms([long_ago, lately], price_s=0.5, room_blocks=6) == ["KV", "-"]  # the upgrade comes before the other
+    assert in_forms([long_ago, lately], price_s=0.1, room_blocks=5) == ["half", "half"]
+    assert in_forms([long_ago, lately], price_s=0.1, room_blocks=8) == ["KV", "KV"]
+    assert in_forms([long_ago, lately], price_s=2.0, room_blocks=4) == ["KV", "-"]  # it pays for nobody
+
+
+def test_who_is_late_gets_kv_from_spare_memory_only():
+    late = entry(1e-6, 4)
+    late.late = True
+    assert in_forms([late, entry(5.0, 4)], price_s=0.01, room_blocks=8) == ["KV", "KV"]
+    assert in_forms([late, entry(5.0, 4)], price_s=0.01, room_blocks=4) == ["-", "KV"]
+
+
+def test_where_slots_end_blocks_still_upgrade():
+    assert in_forms([entry(5.0, 4), entry(4.0, 4)], 0.1, 8, room_slots=1) == ["KV", "-"]
+    assert in_forms([entry(5.0, 4, 600), entry(4.0, 4, 600)], 0.1, 8, room_tokens=512) == ["KV", "-"]
+
+
+def test_blocks_that_do_not_halve_evenly_upgrade_after_their_request():
+    assert in_forms([entry(2.0, 3)], 0.33, 2) == ["-"]  # alone it would not fit in KV
+    assert in_forms([entry(2.0, 3)], 0.33, 3) == ["KV"]
+    assert in_forms([entry(2.0, 1)], 0.0, 1) == ["KV"]  # one block is not less than one
 
 
 def test_one_of_great_value_is_taken_alone_where_the_greedy_would_miss_it():

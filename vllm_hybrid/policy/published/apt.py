@@ -5,63 +5,28 @@ waiting ones, or when no prompt fits. Within an iteration a greedy by value dens
 least half as much value as any choice could; running requests that a decode iteration does not pick lose their memory.
 A request past its target is worth next to nothing: it is served from spare memory.
 
+Where the cache has a half form (`cache`), the same greedy gives it to the requests that it pays for (`apt_choice`);
+rho, the price of a block in it, is what the workers measured at start. The form is chosen where a prompt comes in.
+
 As published, less the defects of the released code: the fallback to one request of great value really schedules it,
-and a first prompt larger than the step is computed in chunks, not lost. The cache is vLLM's own (KV form only), so the
-paper's rho, which prices the hidden form, does not enter.
+and a first prompt larger than the step is computed in chunks, not lost; what has the half form decodes in it; upgrades
+ask for memory only. A request goes from the half form to KV as under every preset, by a move when the memory would do
+for everything, where the paper discards its cache and computes it anew.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from vllm_hybrid.config import HybridConfig
 from vllm_hybrid.policy.fairness import VirtualCounters
 from vllm_hybrid.policy.latency import StepTimePredictor, StepWork
 from vllm_hybrid.policy.plan import StepPlan, StepView
+from vllm_hybrid.policy.published.apt_choice import Entry, densest, densest_in_forms
 from vllm_hybrid.policy.request import RequestView
 
 _FAINT = 1e-4  # what is left of the value of a request past its target, as in the released code
-
-
-@dataclass(slots=True)
-class Entry:
-    """A request that may be picked. value: its pending time; blocks: what it holds once it ran."""
-
-    view: RequestView
-    value: float
-    blocks: int
-    tokens: int
-
-
-def densest(
-    entries: Sequence[Entry],
-    room_blocks: int,
-    room_tokens: float = math.inf,
-    room_slots: float = math.inf,
-    usable: Callable[[RequestView], bool] = lambda view: True,
-) -> list[Entry]:
-    """The greedy choice: by value per block until one does not fit; that one alone if it outweighs all before it.
-
-    With memory as the only limit its value is at least half the optimum's (of the requests that fit alone).
-    """
-    fitting = [e for e in entries if e.blocks <= room_blocks]
-    fitting.sort(key=lambda e: e.value / e.blocks, reverse=True)
-    chosen: list[Entry] = []
-    value = 0.0
-    for entry in fitting:
-        if len(chosen) >= room_slots or (chosen and entry.tokens > room_tokens):
-            break
-        if not usable(entry.view):
-            continue
-        if entry.blocks > room_blocks:
-            return [entry] if entry.value > value else chosen
-        chosen.append(entry)
-        value += entry.value
-        room_blocks -= entry.blocks
-        room_tokens -= entry.tokens
-    return chosen
 
 
 class AptPlanner:
@@ -111,10 +76,13 @@ class AptPlanner:
         faint = min(pending, default=0.0) * _FAINT / view.total_blocks
         entries = []
         for (v, count), pending_s in zip(tokens.items(), pending):
-            blocks = -(-(v.computed_tokens + count) // view.block_tokens)
-            late = pending_s > (self._tbt_s if v.dated_tokens else self._ttft_s)
-            entries.append(Entry(v, faint * blocks if late else pending_s, blocks, count))
+            blocks = _blocks(v, v.computed_tokens + count, view.block_tokens)
+            late = self._late(v, pending_s)
+            entries.append(Entry(v, faint * blocks if late else pending_s, blocks, count, late))
         return entries
+
+    def _late(self, v: RequestView, pending_s: float) -> bool:
+        return pending_s > (self._tbt_s if v.dated_tokens else self._ttft_s)
 
     # -- prefill -------------------------------------------------------------------------------------------------------
     def _pick_prompts(
@@ -131,9 +99,13 @@ class AptPlanner:
         def usable(v: RequestView) -> bool:
             return view.ready(v) and view.admissible_tokens(v, 0) > 0
 
-        return densest(
-            self._entries(view, {v: v.missing_tokens for v in waiting}), blocks, tokens, view.free_slots, usable
-        )
+        entries = self._entries(view, {v: v.missing_tokens for v in waiting})
+        if view.half_ratio == 1:
+            return densest(entries, blocks, tokens, view.free_slots, usable)
+        in_time = sum(not e.late for e in entries)
+        in_time += sum(not self._late(v, self._pending_s(v, view.now_s)) for v in view.running)
+        price_s = in_time * max(0.0, view.half_block_s)
+        return densest_in_forms(entries, view.half_ratio, price_s, blocks, tokens, view.free_slots, usable)
 
     @staticmethod
     def _prefill(
@@ -150,8 +122,8 @@ class AptPlanner:
     def _decode(self, view: StepView, started: list[RequestView], decodes: list[RequestView]) -> StepPlan:
         """Every running request decodes if the next tokens find blocks, else the densest of them."""
         size, more = view.block_tokens, view.decode_tokens
-        held_blocks = sum([-(-v.computed_tokens // size) for v in decodes])
-        next_blocks = sum([-(-(v.computed_tokens + more) // size) for v in decodes])
+        held_blocks = sum([_blocks(v, v.computed_tokens, size) for v in decodes])
+        next_blocks = sum([_blocks(v, v.computed_tokens + more, size) for v in decodes])
         room_blocks = held_blocks + max(0, view.free_blocks)
         if next_blocks <= room_blocks:
             return StepPlan(token_budget=view.max_tokens, order=decodes + started, paused=started)
@@ -163,6 +135,12 @@ class AptPlanner:
         return StepPlan(
             token_budget=view.max_tokens, order=kept + bound + started, paused=started + bound, preempt=lost
         )
+
+
+def _blocks(v: RequestView, tokens: int, block_tokens: int) -> int:
+    """That so many tokens of a request take in the form that it has."""
+    blocks = -(-tokens // block_tokens)
+    return -(-blocks // v.halves)
 
 
 def _while_they_fit(view: StepView, picked: Iterable[RequestView]) -> Iterator[RequestView]:
