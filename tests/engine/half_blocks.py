@@ -29,6 +29,8 @@ class Ruled(HalfBlockScheduler):
         self.rule = rule
         self.turns: dict[str, bool] = {}
         self.were_half: set[str] = set()
+        self.were_kv: set[str] = set()
+        self.became_half: set[str] = set()
         self.preempted_half = self.mixed_steps = self.most_tokens = self.found_tokens = 0
         self.batches: list[int] = []
         self.moves_before = self.blocks.moves
@@ -50,6 +52,8 @@ class Ruled(HalfBlockScheduler):
         step = super().schedule(*args, **kwargs)
         half = self.blocks.half_requests & step.num_scheduled_tokens.keys()
         self.were_half |= half
+        self.became_half |= half & self.were_kv
+        self.were_kv |= step.num_scheduled_tokens.keys() - half
         self.mixed_steps += 0 < len(half) < len(step.num_scheduled_tokens)
         self.batches.append(len(step.num_scheduled_tokens))
         self.most_tokens = max(self.most_tokens, sum(request.num_computed_tokens for request in self.running))

@@ -10,11 +10,11 @@ import pytest
 from tests.engine.engines import Call, running_engine, scheduler_of
 from tests.engine.half_blocks import answers, check_books, half_cache
 from tests.interpreted import vllm_kernels_interpreted
-from vllm_hybrid.cache import start
+from vllm_hybrid.cache import calibration, start
 
 pytestmark = pytest.mark.e2e
 
-LOAD = [Call(i, f"r{i}", tuple((13 * i + 7 * j) % 900 + 50 for j in range(30 + 20 * i)), 6) for i in range(4)]
+LOAD = [Call(i, f"r{i}", tuple((13 * i + 7 * j) % 900 + 50 for j in range(20 + 15 * i)), 5) for i in range(4)]
 SMALL = {"max_num_seqs": 4, "max_num_batched_tokens": 64, "num_gpu_blocks_override": 40}
 
 
@@ -32,6 +32,8 @@ def on_triton(monkeypatch):
                 shape = stock.num_heads, stock.head_size, stock.scale, stock.num_kv_heads
                 return super().with_half_form(module.TritonAttentionImpl(*shape, slopes, None, "auto"), projection)
 
+        for name, value in (("ROWS", 2), ("SHORT", 16), ("LONG", 48), ("REPEATS", 1)):  # the interpreter is slow
+            monkeypatch.setattr(calibration, name, value)
         monkeypatch.setattr("tests.engine.alone.OnTriton", OnTriton, raising=False)
         monkeypatch.setitem(start.WORKERS, "vllm.v1.worker.cpu_worker.CPUWorker", "tests.engine.alone.OnTriton")
         yield

@@ -82,6 +82,7 @@ def test_moving_to_kv_while_it_runs_changes_nothing(opt, stock) -> None:
         for rule in ("restless", "pressure"):
             held_against(engine, rule, LOAD, stock)
             assert scheduler_of(engine).moves > 3
+            print(f"from KV to the half form by a preemption: {len(scheduler_of(engine).became_half)}")
         assert 0 < len(scheduler_of(engine).were_half) < len(LOAD)
 
 

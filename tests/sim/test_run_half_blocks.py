@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -38,16 +39,37 @@ def test_a_burst_finds_twice_the_room(cache: str) -> None:
     assert half.policy_errors == 0
 
 
+def watched_changes(scheduler: Any) -> dict[str, int]:
+    """Counts, from now on, how often a request that ran in one form runs in the other."""
+    last: dict[str, str] = {}
+    changes = {"KV": 0, "half": 0}
+    schedule = scheduler.schedule
+
+    def schedule_and_look(*args: object) -> object:
+        step = schedule(*args)
+        for request_id in step.num_scheduled_tokens:
+            form = "half" if request_id in scheduler.blocks.half_requests else "KV"
+            changes[form] += last.setdefault(request_id, form) != form
+            last[request_id] = form
+        return step
+
+    scheduler.schedule = schedule_and_look
+    return changes
+
+
 @pytest.mark.parametrize("async_mode", [False, True], ids=["sync", "async"])
 @pytest.mark.parametrize("preset", ["hybrid", "vtc", "apt"])
 def test_forms_come_and_go_and_nothing_is_left(preset: str, async_mode: bool) -> None:
     slo = {"slo": {"online": {"ttft_s": 1.0, "tbt_s": 1.0}}} if preset == "apt" else {}
     settings = dataclasses.replace(TIGHT, async_mode=async_mode, max_seqs=16)
     simulation = Simulation(mixed_load(3), ours("hidden", preset=preset, **slo), OPT_13B, settings, seed=0)
+    changes = watched_changes(simulation.scheduler)
     run = simulation.run(None)
     assert all(len(record.token_s) == record.request.output_tokens for record in run.requests)
     blocks = simulation.scheduler.blocks
     blocks.integrity()
+    # To KV by a move or a preemption, to the half form by a preemption.
+    assert changes["KV"] > 0 and (changes["half"] > 0 or preset == "vtc")
     assert blocks.demand_blocks == 0 and not blocks.half_requests and run.policy_errors == 0
 
 
