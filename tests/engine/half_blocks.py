@@ -14,7 +14,8 @@ class Ruled(HalfBlockScheduler):
     """Forms by `rule`, which may change while nothing is served; counts what the tests hold it against.
 
     none, all: of the requests are of the half form. odd: every other pair as they are looked at first, so that
-    requests with a shared prefix are of both. restless: all, and whoever decodes is moved to KV. pressure: our own.
+    requests with a shared prefix are of both. preempted: in KV at first, of the half form once they lost that.
+    restless: all, and whoever decodes is moved to KV. pressure: our own.
     """
 
     rule = "all"
@@ -43,6 +44,8 @@ class Ruled(HalfBlockScheduler):
     def takes_half(self, request: Any) -> bool:
         if self.rule == "odd":
             return self.turns.setdefault(request.request_id, len(self.turns) // 2 % 2 == 0)
+        if self.rule == "preempted":
+            return request.request_id in self.were_kv
         return super().takes_half(request) if self.rule == "pressure" else self.rule != "none"
 
     def moves_to_kv(self, request: Any) -> bool:
