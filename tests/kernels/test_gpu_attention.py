@@ -264,6 +264,15 @@ def test_what_half_blocks_hold_is_moved_to_kv(gpu_attention, fp8: bool, nearly: 
     assert torch.allclose(held, want, atol=nearly)
 
 
+@pytest.mark.parametrize("fp8", [False, True])
+def test_what_a_step_takes_beside_the_cache_covers_its_largest_parts(gpu_attention, fp8: bool) -> None:
+    bench = Bench("LBNHC", HEADS, torch.float32, False, fp8=fp8, module=gpu_attention)
+    # Absorbed queries and results of every row, or partial results; and one row, as long as can be, read out.
+    in_place = len(ROWS) * HEADS * (2 * HIDDEN if not fp8 else HEAD_SIZE)
+    row = 1000 * (2 * HEADS * HEAD_SIZE + (0 if fp8 else HIDDEN))
+    assert bench.impl.workspace_bytes(1000) >= 4 * (in_place + row)
+
+
 def test_attention_is_never_captured_in_a_graph(gpu_attention) -> None:
     assert gpu_attention.HybridTritonBuilder.get_cudagraph_support(None, None) is AttentionCGSupport.NEVER
     assert gpu_attention.HybridTritonBackend.get_builder_cls() is gpu_attention.HybridTritonBuilder
