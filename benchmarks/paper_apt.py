@@ -3,7 +3,7 @@
     python -m benchmarks.paper_apt [--quick] [--check] [--workers N] [--out FILE]
 
 OPT-13B on an A100-40, 2,048 tokens per step; conversation lengths, gamma arrivals, both targets one second.  `apt` is
-the paper's policy with vLLM's own cache; its hidden cache comes with an issue of its own.  The reference figures are
+the paper's policy with vLLM's own cache, all in KV (`cache: off`).  The reference figures are
 those of a small simulation of our own; the paper itself gives one cell of this table.
 """
 
