@@ -13,7 +13,7 @@ from benchmarks.papers.common import Check, finish, table
 from benchmarks.papers.sarathi_capacity import Cell, highest, rate_of
 from benchmarks.papers.vtc_checks import all_checks
 from benchmarks.papers.vtc_runs import all_runs, contender, line, quick_runs
-from benchmarks.token_budget import BUDGETS, DEVICES, Search
+from benchmarks.token_budget import BUDGETS, CREDIT, DEVICES, HYBRID, Search
 from vllm_hybrid.config import load_config
 from vllm_hybrid.sim.suites import WORKLOADS
 
@@ -75,9 +75,11 @@ def test_fixed_budgets_are_stock_engines_and_hybrid_is_told_the_target_alone(mod
     for budget in BUDGETS:
         who = Search(cell, budget, 1.04).contender
         assert who.stock == "fcfs" and who.engine == {"step_tokens": budget}
-    hybrid = Search(cell, None, 1.04).contender
-    assert load_config(hybrid.hybrid).slo.online.tbt_s == 0.1 and hybrid.engine == {"step_tokens": max(BUDGETS)}
-    assert hybrid.hybrid.keys() == {"slo"}
+    for budget, gap in ((HYBRID, "strict"), (CREDIT, "deadline")):
+        hybrid = Search(cell, budget, 1.04).contender
+        told = load_config(hybrid.hybrid).slo.online
+        assert (told.tbt_s, told.gap) == (0.1, gap) and hybrid.engine == {"step_tokens": max(BUDGETS)}
+        assert hybrid.hybrid.keys() == {"slo"}
 
 
 def test_results_hold_no_clock_and_the_exit_status_tells_of_a_failed_check(tmp_path: Path) -> None:
