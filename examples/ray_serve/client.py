@@ -1,6 +1,6 @@
 """Three clients with a backlog, streaming through the `openai` client; prints what each of them got.
 
-python examples/ray_serve/client.py [--base-url http://127.0.0.1:8000/v1] [--tokens 4000]
+python examples/ray_serve/client.py [--base-url http://127.0.0.1:8000/v1] [--tokens 2000]
 
 alice sends four times as many requests as bob and carol; carol has weight 2 (app.yaml). In the end alice and bob have
 the same number of tokens, carol twice as many, whichever replica their requests went to.
@@ -59,6 +59,6 @@ async def main(base_url: str, count: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--base-url", default="http://127.0.0.1:8000/v1")
-    parser.add_argument("--tokens", type=int, default=4000)
+    parser.add_argument("--tokens", type=int, default=2000)
     given = parser.parse_args()
     asyncio.run(main(given.base_url, given.tokens))

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "examples" / "ray_serve" / "README.md"
 START_LIMIT_S, STOP_LIMIT_S = 400, 60
 SHARES = {"alice": 0.25, "bob": 0.25, "carol": 0.50}
-TOLERANCE = 0.05
+TOLERANCE = 0.08  # 2,000 tokens are sixty requests
 
 
 def commands(block: int) -> list[str]:
@@ -82,7 +82,7 @@ def test_the_readme_runs_as_written_and_weights_decide(tmp_path: Path) -> None:
         wait_for("is ready at", log, server)
         (client,) = commands(1)
         done = subprocess.run(
-            client, shell=True, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=150
+            client, shell=True, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300
         )
         assert done.returncode == 0, done.stderr[-4000:]
         got = {name: float(part) for name, part in re.findall(r"(\w+) .* ([\d.]+) of all", done.stdout)}
