@@ -2,8 +2,7 @@
 
 python examples/ray_serve/client.py [--base-url http://127.0.0.1:8000/v1] [--tokens 2000]
 
-alice sends four times as many requests as bob and carol; carol has weight 2 (app.yaml). In the end alice and bob have
-the same number of tokens, carol twice as many, whichever replica their requests went to.
+alice sends four times as many requests as bob and twice as many as carol, who has weight 2 (app.yaml).
 """
 
 import argparse
