@@ -5,8 +5,8 @@ Plain VTC beside VTC that counts expected output (`fairness.prediction`), behind
 device's capacity, on a small and on a large pool. The drift is the worst difference in delivered service between two
 clients over any interval in which both waited; the gap is that between the clients that waited all the time,
 accumulated since the end of the warm-up, as in the paper's evaluation. A prompt is delivered at once, with its first
-token, so no order brings the drift below the largest prompt that came while another client waited ("one prompt"): where
-that leaves less room than the wanted gain, the gain is not checked.
+token, so a run's drift is at least the largest prompt that came while another client waited ("one prompt"): where plain
+VTC's leaves less room than the wanted gain, the gain is not checked.
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ def worst_drifts(clients: Sequence[ClientService]) -> Iterator[Drift]:
 def largest_delivery(clients: Sequence[ClientService]) -> float:
     """Most service, by weight, that one of two waiting clients of a lane got at one moment; 0 if no two ever waited.
 
-    A prompt is delivered at once: no order of the same requests makes the worst drift smaller than this.
+    A prompt is delivered at once, so the worst drift of the same run is never smaller than this.
     """
     most = 0.0
     for f, g in permutations(clients, 2):
