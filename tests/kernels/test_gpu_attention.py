@@ -74,10 +74,10 @@ class Bench:
             HEADS, HEAD_SIZE, HEAD_SIZE**-0.5, kv_heads, self.slopes, None, "auto", attn_type="decoder"
         )
         if fp8:
-            self.impl = module.Fp8TritonImpl.taking_over(stock, self.step, BLOCK_TOKENS)
+            self.impl = module.Fp8TritonImpl.taking_over(stock, step=self.step, block_tokens=BLOCK_TOKENS)
         else:
             more = {"projection": self.projection}
-            self.impl = module.HiddenTritonImpl.taking_over(stock, self.step, BLOCK_TOKENS, **more)
+            self.impl = module.HiddenTritonImpl.taking_over(stock, step=self.step, block_tokens=BLOCK_TOKENS, **more)
         one = torch.ones(())
         scales = {"_k_scale": one, "_v_scale": one, "_q_scale": one, "_k_scale_float": 1.0, "_v_scale_float": 1.0}
         self.layer = SimpleNamespace(impl=self.impl, kv_cache=self.cache, **scales)

@@ -18,6 +18,7 @@ from vllm.v1.attention.backends.cpu_attn import (
     CPUAttentionMetadataBuilder,
 )
 
+from vllm_hybrid.cache.beside_kv import BesideKv, kv_rows
 from vllm_hybrid.cache.capture import Projection
 from vllm_hybrid.cache.kernels import reference
 from vllm_hybrid.cache.kernels.absorbed import absorb_query, project_output
@@ -81,20 +82,10 @@ class HybridCpuBuilder(CPUAttentionMetadataBuilder):
         half = common.block_table_tensor[:, 0] >= num_blocks
         rows = layer.impl.rows(self, common, half) if bool(half.any()) else None
         if rows is not None:
-            first_half_slot = num_blocks * self.block_size
-            query_lens = common.query_start_loc.diff().to(common.seq_lens.dtype)
-            common = common.replace(
-                block_table_tensor=common.block_table_tensor.masked_fill(half[:, None], 0),
-                seq_lens=torch.where(half, query_lens, common.seq_lens),
-                slot_mapping=_kv_slots(common.slot_mapping, first_half_slot),
-            )
+            common = kv_rows(common, half, num_blocks * self.block_size)
         metadata = super().build(common_prefix_len, common, fast_build)
         metadata.half_rows = rows
         return metadata
-
-
-def _kv_slots(slots: torch.Tensor, first_half_slot: int) -> torch.Tensor:
-    return slots.masked_fill(slots >= first_half_slot, -1)
 
 
 def _hidden_rows(common: Any, half: torch.Tensor) -> HiddenRows:
@@ -138,21 +129,8 @@ def _fp8_rows(builder: HybridCpuBuilder, common: Any, half: torch.Tensor) -> Fp8
     return Fp8Rows(tokens.long(), half_ids.long(), inside, slots.to(common.slot_mapping.dtype), metadata)
 
 
-class HybridCpuImpl(CPUAttentionBackendImpl):
+class HybridCpuImpl(BesideKv, CPUAttentionBackendImpl):
     """What both half forms share."""
-
-    @classmethod
-    def taking_over(cls, stock: CPUAttentionBackendImpl, **more: Any) -> Self:
-        """The same attention, with the half form."""
-        impl = cls.__new__(cls)
-        impl.__dict__.update(stock.__dict__, **more)
-        return impl
-
-    def do_kv_cache_update(
-        self, layer: Any, key: torch.Tensor, value: torch.Tensor, kv_cache: torch.Tensor, slot_mapping: torch.Tensor
-    ) -> None:
-        num_blocks, _, block_tokens, _ = kv_cache.shape
-        super().do_kv_cache_update(layer, key, value, kv_cache, _kv_slots(slot_mapping, num_blocks * block_tokens))
 
     def forward(
         self,

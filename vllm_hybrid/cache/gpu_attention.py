@@ -9,7 +9,7 @@ anything.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any, Self
+from typing import Any
 
 import torch
 from vllm.v1.attention.backend import AttentionCGSupport
@@ -20,6 +20,7 @@ from vllm.v1.attention.backends.triton_attn import (
 )
 from vllm.v1.attention.ops.triton_unified_attention import unified_attention
 
+from vllm_hybrid.cache.beside_kv import BesideKv, kv_rows
 from vllm_hybrid.cache.capture import Projection
 from vllm_hybrid.cache.cost import AttentionShape
 from vllm_hybrid.cache.gpu_rows import HalfRows, HalfStep, InPlaceTokens, Row, plan_rows, zero_to
@@ -59,23 +60,14 @@ class HybridTritonBuilder(TritonAttentionMetadataBuilder):
             # The first column decides: further ones may be stale.
             half = common.block_table_tensor[:, 0] >= num_blocks
             rows = layer.impl.half_rows(common, half)
-            query_lens = common.query_start_loc.diff().to(common.seq_lens.dtype)
-            common = common.replace(
-                block_table_tensor=common.block_table_tensor.masked_fill(half[:, None], 0),
-                seq_lens=torch.where(half, query_lens, common.seq_lens),
-                slot_mapping=_kv_slots(common.slot_mapping, num_blocks * self.block_size),
-            )
+            common = kv_rows(common, half, num_blocks * self.block_size)
         metadata = super().build(common_prefix_len, common, fast_build)
         metadata.half_rows = rows
         return metadata
 
 
-def _kv_slots(slots: torch.Tensor, first_half_slot: int) -> torch.Tensor:
-    return slots.masked_fill(slots >= first_half_slot, -1)
-
-
-class HybridTritonImpl(TritonAttentionImpl):
-    """What both half forms share."""
+class HybridTritonImpl(BesideKv, TritonAttentionImpl):
+    """What both half forms share. Taken over with `step` and `block_tokens`."""
 
     step: HalfStep
     block_tokens: int
@@ -83,13 +75,6 @@ class HybridTritonImpl(TritonAttentionImpl):
     in_place_up_to: int
     """Query tokens of a row up to which each reads the half blocks where they are; more, and the row is read out first.
     """
-
-    @classmethod
-    def taking_over(cls, stock: TritonAttentionImpl, step: HalfStep, block_tokens: int, **more: Any) -> Self:
-        """The same attention, with the half form."""
-        impl = cls.__new__(cls)
-        impl.__dict__.update(stock.__dict__, step=step, block_tokens=block_tokens, **more)
-        return impl
 
     @cached_property
     def shape(self) -> AttentionShape:
@@ -120,12 +105,6 @@ class HybridTritonImpl(TritonAttentionImpl):
     def half_rows(self, common: Any, half: torch.Tensor) -> HalfRows:
         """The step's rows of the half form, where `half` [B] says they are."""
         return plan_rows(common, half, self.step, self.block_tokens, self.in_place_up_to, TILE_TOKENS)
-
-    def do_kv_cache_update(
-        self, layer: Any, key: torch.Tensor, value: torch.Tensor, kv_cache: torch.Tensor, slot_mapping: torch.Tensor
-    ) -> None:
-        num_blocks, _, block_tokens, _ = kv_cache.shape
-        super().do_kv_cache_update(layer, key, value, kv_cache, _kv_slots(slot_mapping, num_blocks * block_tokens))
 
     def forward(
         self,

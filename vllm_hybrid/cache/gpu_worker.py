@@ -26,8 +26,8 @@ class ForGpus(HalfBlockWorker):
     def with_half_form(self, stock: Any, projection: Projection | None) -> Any:
         block_tokens = self.vllm_config.cache_config.block_size
         if projection is None:
-            return Fp8TritonImpl.taking_over(stock, self.step, block_tokens)
-        return HiddenTritonImpl.taking_over(stock, self.step, block_tokens, projection=projection)
+            return Fp8TritonImpl.taking_over(stock, step=self.step, block_tokens=block_tokens)
+        return HiddenTritonImpl.taking_over(stock, step=self.step, block_tokens=block_tokens, projection=projection)
 
     def execute_model(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         self.step.rows = getattr(scheduler_output, "hybrid_half_rows", ())
