@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -56,18 +56,19 @@ class Exchange:
         self._survival = survival
         self._tbt_s = tbt_s
 
-    def settle(self, view: StepView, gate: ExpectedGate) -> list[RequestView]:
-        """Those who step back, marked as such; `gate` knows of them afterwards. None where offline work runs: that
-        gives way first.
+    def settle(self, view: StepView, gate: Callable[[], ExpectedGate]) -> list[RequestView]:
+        """Those who step back, marked as such; the step's gate, made when it is needed, knows of them afterwards.
+
+        None where offline work runs: that gives way first.
         """
         heads = self._heads(view)
         if not heads or view.parked or any(v.key[0] is Lane.OFFLINE for v in view.running):
             return []
-        victims = self._victims(view, heads, gate)
+        victims = self._victims(view, heads, gate())
         for victim in victims:
             victim.late = True
             victim.stands_back_s = victim.last_token_s + _LONGEST_GAPS * self._tbt_s
-            gate.release(victim)
+            gate().release(victim)
         return victims
 
     def _victims(self, view: StepView, heads: Sequence[RequestView], gate: ExpectedGate) -> list[RequestView]:

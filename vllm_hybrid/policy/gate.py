@@ -225,7 +225,7 @@ class ExpectingPlanner:
             return self._planner.plan(view)
         steps = self._steps(view)
         gate = LazyGate(view, self.survival, min(1.0, max(_LEAST_GROWTH, _STEPS_TO_SPARE / steps)))
-        gone = self._exchange.settle(view, gate.made) if self._exchange is not None and steps >= LEAST_STEPS else []
+        gone = self._exchange.settle(view, lambda: gate.made) if self._exchange and steps >= LEAST_STEPS else []
         if gone:
             view = without(view, gone)
         plan = self._planner.plan(_expecting(view, gate))

@@ -71,7 +71,8 @@ def lined_up(heads: Sequence[RequestView], counters: VirtualCounters | None = No
 
 def settled(view: StepView, survival: Survival | None = None) -> list[RequestView]:
     survival = survival or taught()
-    return Exchange(survival, 1.0).settle(view, ExpectedGate(view, survival, 0.25))
+    gate = ExpectedGate(view, survival, 0.25)
+    return Exchange(survival, 1.0).settle(view, lambda: gate)
 
 
 def test_a_small_newcomer_is_worth_more_than_one_that_goes_on_and_on() -> None:
@@ -153,7 +154,7 @@ def test_memory_is_given_only_to_those_who_come_in(
     view.free_blocks += spare
     survival = taught()
     gate = ExpectedGate(view, survival, 0.25)
-    gone = Exchange(survival, 1.0).settle(view, gate)
+    gone = Exchange(survival, 1.0).settle(view, lambda: gate)
     assert len(set(gone)) == len(gone) and set(gone) <= set(views)
     if gone:
         left = without(view, gone)
