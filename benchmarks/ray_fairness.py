@@ -6,7 +6,7 @@ The tiny model of the demo behind `ray.serve.llm`, two replicas of four slots; t
 away (half of A's streams
 here, half there, B and C pinned). fairness: the shares with local counters and with the hub. deaths, under the same
 load: the hub is killed; then the engine of B's replica is, SIGKILL. cost: seconds of a report to the hub as a real
-actor, with 10 to 10,000 clients that all changed. Needs two cores and 6 GB, and takes five minutes.
+actor, with 10 to 10,000 clients that all changed. Needs two cores without other work and 6 GB, and takes ten minutes.
 """
 
 from __future__ import annotations
@@ -30,9 +30,8 @@ PARTS = ("fairness", "deaths", "cost")
 PORT = 9165
 WIDTH = {"A": 16, "B": 8, "C": 8}
 SHARE_TOLERANCE = 0.05  # of a third
-LOCAL_SHARES = {"A": 0.50, "B": 0.25, "C": 0.25}
-SETTLE_S, MEASURE_S = 6.0, 20.0
-RECOVERY_FACTOR, ROLLING_S = 3.0, 5.0
+SETTLE_S, MEASURE_S = 10.0, 60.0  # four slots of 32 tokens each: ten seconds alone are uneven by a tenth
+RECOVERY_FACTOR = 3.0
 BILLED_TOLERANCE = 0.02
 CLIENTS = (10, 1_000, 10_000)
 PERIOD_S = 0.2
@@ -87,7 +86,7 @@ def fair(found: Mapping[str, float]) -> bool:
 
 
 async def hub_death() -> dict[str, Any]:
-    """Kill the hub; how long until there is another one, and until shares are fair again."""
+    """Kill the hub; how long until there is another one, and until the shares since the kill are fair."""
     import ray
 
     load = backlog()
@@ -98,7 +97,7 @@ async def hub_death() -> dict[str, Any]:
     killed_s = time.monotonic()
     ray.kill(books)
     recreated_s = await _until(lambda: _another(epoch), 60)
-    fair_s = await _until_fair(load, killed_s + recreated_s, 90)
+    fair_s = await _until_fair(load, killed_s, recreated_s, 90)
     total = load.shares(killed_s, killed_s + RECOVERY_FACTOR * recreated_s)
     worst = _worst_gap(load, killed_s)
     errors = sum(load.errors.values())
@@ -129,12 +128,12 @@ async def _until(holds: Any, limit_s: float) -> float:
     return time.monotonic() - begin_s
 
 
-async def _until_fair(load: Backlog, from_s: float, limit_s: float) -> float:
-    """The end of the first `ROLLING_S` from which on all that were looked at were fair; two in a row."""
-    at_s, held = from_s + ROLLING_S, 0
-    while at_s - from_s < limit_s:
+async def _until_fair(load: Backlog, killed_s: float, recreated_s: float, limit_s: float) -> float:
+    """When the shares since the kill are fair: what was missed without a hub has been made up for. Two in a row."""
+    at_s, held = killed_s + recreated_s, 0
+    while at_s - killed_s < limit_s:
         await asyncio.sleep(max(0.0, at_s - time.monotonic()))
-        held = held + 1 if fair(load.shares(at_s - ROLLING_S, at_s)) else 0
+        held = held + 1 if fair(load.shares(killed_s, at_s)) else 0
         if held == 2:
             return at_s - 1.0
         at_s += 1.0
@@ -188,7 +187,7 @@ async def engine_death() -> dict[str, Any]:
     replaced_s = await _until(whole, 180)
     await asyncio.sleep(SETTLE_S)
     end_s = time.monotonic()
-    shares_after = load.shares(end_s - ROLLING_S, end_s)
+    shares_after = load.shares(end_s - SETTLE_S, end_s)
     errors, failed = dict(load.errors), list(load.failed)
     got = {client: value - received[client] for client, value in load.service().items()}
     charged = {client: value - before[client] for client, value in (await _counters()).items() if client in before}
@@ -267,11 +266,12 @@ def measure(parts: tuple[str, ...], quick: bool) -> dict[str, Any]:
 def checks(found: Mapping[str, Any]) -> list[Check]:
     held = []
     if "shared" in found:
-        for name, due in (("shared", dict.fromkeys(WIDTH, 1 / 3)), ("local", LOCAL_SHARES)):
-            off = max(abs(found[name][c] / due[c] - 1) for c in due)
-            wanted = f"at most {SHARE_TOLERANCE:.0%}"
-            text = "each a third" if name == "shared" else "A .50, B and C .25"
-            held.append(Check(f"{name} counters: shares off {text}", f"{off:.1%}", wanted, off <= SHARE_TOLERANCE))
+        wanted = f"at most {SHARE_TOLERANCE:.0%}"
+        off = max(abs(3 * share - 1) for share in found["shared"].values())
+        held.append(Check("shared counters: shares off each a third", f"{off:.1%}", wanted, off <= SHARE_TOLERANCE))
+        # B and C have half of their replica each; which of the two gets more of the machine is the machine's choice.
+        off = abs(2 * found["local"]["A"] - 1)
+        held.append(Check("local counters: A's share off a half", f"{off:.1%}", wanted, off <= SHARE_TOLERANCE))
     if "hub_death" in found:
         died = found["hub_death"]
         limit_s = RECOVERY_FACTOR * died["recreated_s"]
