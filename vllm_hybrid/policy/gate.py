@@ -178,7 +178,11 @@ def _gated(view: StepView, gate: Gate) -> StepView:
         return view.admissible_tokens(request, 0) if gate.demand_blocks(request) <= gate.room_blocks else 0
 
     def blocks_needed(request: RequestView) -> int:
-        return 0 if request in parked else gate.demand_blocks(request)
+        if request in parked:
+            return 0
+        # There may be room for it in the end and no free block now (vLLM's watermark): then so much is wanting.
+        short = view.blocks_needed(request) - view.free_blocks
+        return max(gate.demand_blocks(request), gate.room_blocks + short if short > 0 else 0)
 
     def reclaimable_blocks(request: RequestView) -> int:
         return gate.supply_blocks(request) if view.reclaimable_blocks(request) else 0

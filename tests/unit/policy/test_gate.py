@@ -9,6 +9,7 @@ from tests.unit.policy.test_no_stall import Load, machines, play
 from tests.unit.policy.toy_engine import Machine
 from tests.unit.policy.world import OFFLINE, ONLINE, Pool, decode, examples, request, step_view, waiting
 from vllm_hybrid.policy.gate import Gate, GatedPlanner, peak_blocks
+from vllm_hybrid.policy.plan import StepPlan
 from vllm_hybrid.policy.published.batch import BatchPlanner
 from vllm_hybrid.policy.published.orders import by_arrival
 
@@ -93,3 +94,18 @@ def test_speculation_counts_everybody_in_full_with_the_drafts():
 
 def test_a_prompt_that_others_may_overtake_counts_in_full():
     assert Gate.of(step_view(), 0).demand_blocks(sized(16, 161)) == 11
+
+
+def test_what_vllm_lacks_now_is_wanting_though_there_is_room_in_the_end():
+    offline, head = decode(lane=OFFLINE, context_tokens=16, max_output_tokens=17), sized(240, 9)  # 2 and 16 blocks in the end
+    seen = []
+
+    class Asks:
+        def plan(self, view):
+            seen.append((view.blocks_needed(head) - view.free_blocks, view.reclaimable_blocks(offline)))
+            return StepPlan(token_budget=512, order=[offline])
+
+    for watermark in (0, 4):
+        pool = Pool(20, 18, watermark)
+        GatedPlanner(Asks(), 512).plan(step_view([offline], waiting([head]), pool))
+    assert seen == [(-1, 2), (1, 2)]  # room for 17; 15 are taken at once, with the watermark 14 are there

@@ -1,7 +1,7 @@
 """Sarathi's batch: decodes always and first, started prompts next, then the head of the line and nobody before it."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.unit.policy.preset_engine import PresetEngine
@@ -24,6 +24,7 @@ LANELESS = [name for name in SETTINGS if name not in ("sarathi_pp", "sarathi_pp-
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 @given(seed=st.integers(0, 2**32), machine=machines)
+@example(seed=66980, machine=Machine(20, watermark_blocks=5, slots=3, step_tokens=16))  # the watermark alone is short
 @examples(20)
 def test_every_request_ends_and_no_two_steps_in_a_row_are_empty(settings, seed, machine):
     engine = PresetEngine(machine, settings)
