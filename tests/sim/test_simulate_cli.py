@@ -93,6 +93,7 @@ def test_no_worker_outlives_a_sweep_that_was_killed(tmp_path: Path) -> None:
     code = "import sys; from vllm_hybrid.cli import main; sys.exit(main())"
     seeds = ",".join(map(str, range(40)))
     arguments = ("--workload", "overload", "--device", "a10g_llama2_7b", "--preset", "fcfs", "--seeds", seeds)
+    arguments += ("--duration", "60")  # a run that is under way is finished
     sweep = subprocess.Popen(
         [sys.executable, "-c", code, "simulate", *arguments, "--out", tmp_path, "--workers", "2"],
         stdout=subprocess.DEVNULL,
