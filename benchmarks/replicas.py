@@ -4,10 +4,11 @@
 
 Every replica is a simulated A10G with Llama-2-7B (10,000 tokens of KV, 4 requests at a time). Each has a client of its
 own, backlogged from the start; after 3 s two clients come to all replicas at once with a backlog everywhere, so each of
-the N + 2 is due the same service. Four light clients send single requests to random replicas, one every two seconds and
-replica in all. A replica exchanges counters with the books every `staleness / 2`, so what it knows of the others is at
-most `staleness` old (what was served since the other's last report, and since its own last answer). "local": no
-exchange.
+the N + 2 is due the same service. Light clients send single requests to random replicas, one every two seconds and
+replica in all; four of them, and one for every eight replicas where that is more, so that each asks for less than a
+quarter of its due. With 128 replicas the same is run with four ("few"), which then ask for nine tenths of it. A replica
+exchanges counters with the books every `staleness / 2`, so what it knows of the others is at most `staleness` old (what
+was served since the other's last report, and since its own last answer). "local": no exchange.
 
 Bound on the gap between two backlogged clients over any interval (docs/ray.md): 2 (N U + (N - 1) r D), where U is what
 a replica's four slots hold (24 units a request), r the most service a replica gave in a second, D the staleness.
@@ -39,7 +40,7 @@ CONTENDER = Contender("hybrid", hybrid={"metrics": {"first_clients": 1000}})
 SIZES, STALENESS_S = (2, 8, 32, 128), (0.05, 0.1, 0.2, 0.5, 1.0)
 DURATION_S, WIDE_FROM_S, WARM_UP_S, SAMPLE_S = 16.0, 3.0, 7.0, 1.0
 WIDE = ("wide0", "wide1")
-LIGHT = tuple(f"light{i}" for i in range(4))
+LEAST_LIGHT, REPLICAS_PER_LIGHT = 4, 8
 TOKENS = 8  # prompt and output of a request
 OWN_RATE, WIDE_RATE, LIGHT_RATE = 18.0, 6.0, 0.5  # requests/s at a replica: own, each wide one, all light ones
 BURST = 8  # requests of each backlogged client at its start
@@ -50,16 +51,23 @@ TTL_S = 10.0
 
 @dataclass(frozen=True)
 class Cell:
-    """One run. staleness_s: None for local counters."""
+    """One run. staleness_s: None for local counters. few: the light clients are the least, however many replicas."""
 
     replicas: int
     staleness_s: float | None
     duration_s: float
+    few: bool = False
 
     @property
     def name(self) -> str:
         known = "local" if self.staleness_s is None else f"{1000 * self.staleness_s:g} ms"
-        return f"{self.replicas} replicas, {known}"
+        return f"{self.replicas} replicas, {'few light, ' if self.few else ''}{known}"
+
+    @property
+    def light(self) -> list[str]:
+        """The light clients."""
+        count = LEAST_LIGHT if self.few else max(LEAST_LIGHT, self.replicas // REPLICAS_PER_LIGHT)
+        return [f"light{i}" for i in range(count)]
 
 
 def requests(cell: Cell) -> list[list[SimRequest]]:
@@ -77,7 +85,7 @@ def requests(cell: Cell) -> list[list[SimRequest]]:
             mine += [SimRequest("", at_s, TOKENS, TOKENS, client) for at_s in arrivals]
         count = int(LIGHT_RATE * cell.duration_s)
         mine += [
-            SimRequest("", draw.uniform(0, cell.duration_s - LIGHT_TTFT_S), TOKENS, TOKENS, draw.choice(LIGHT))
+            SimRequest("", draw.uniform(0, cell.duration_s - LIGHT_TTFT_S), TOKENS, TOKENS, draw.choice(cell.light))
             for _ in range(count)
         ]
         mine.sort(key=lambda request: request.arrival_s)
@@ -152,11 +160,14 @@ def _figures(cell: Cell, replicas: Sequence[Any], samples: np.ndarray) -> dict[s
     bound = 2 * cell.replicas * SETTINGS.max_seqs * counters.cost((Lane.ONLINE, ""), TOKENS, TOKENS)
     stale = 2 * (cell.replicas - 1) * per_second.max() * (cell.staleness_s or 0.0)
     records = [record for replica in replicas for record in replica.record.requests]
-    light = [r for r in records if r.request.client in LIGHT]
+    light = [r for r in records if r.request.client.startswith("light")]
+    due_rate = sum(bool(r.token_s) for r in records) / cell.duration_s / len(shares)  # requests/s of a client
     kept = [r for r in light if r.token_s and r.token_s[0] - r.request.arrival_s <= LIGHT_TTFT_S]
     return {
         "replicas": cell.replicas,
         "staleness_s": cell.staleness_s,
+        "few": cell.few,
+        "light_share_of_due": LIGHT_RATE * cell.replicas / len(cell.light) / due_rate,
         "service_gap": float(gap),
         "bound": float(bound + stale),
         "bound_of_staleness": float(stale),
@@ -175,10 +186,10 @@ def checks(results: Mapping[str, Mapping[str, Any]]) -> list[Check]:
     for name, row in results.items():
         if row["staleness_s"] is None:
             continue
-        local = results[Cell(row["replicas"], None, 0).name]
+        local = results[Cell(row["replicas"], None, 0, row["few"]).name]
         gap = row["service_gap"] / row["bound"]
         found.append(Check(f"{name}: service gap / bound", f"{gap:.2f}", "at most 1", gap <= 1))
-        if row["staleness_s"] <= UP_TO_S:
+        if row["staleness_s"] <= UP_TO_S and not row["few"]:
             for key in ("light_goodput", "tokens_per_s"):
                 ratio = row[key] / local[key]
                 wanted = f"at least {LEAST_GOODPUT:g}"
@@ -195,20 +206,31 @@ def _row(name: str, row: Mapping[str, Any]) -> dict[str, str]:
         "worst share off": f"{row['worst_share_of_due']:.1%}",
         "wide / due": f"{row['wide_share_of_due']:.2f}",
         "own / due": f"{row['own_share_of_due']:.2f}",
+        "light asks / due": f"{row['light_share_of_due']:.2f}",
         "light in time": f"{row['light_in_time']:.1%}",
         "tokens/s": f"{row['tokens_per_s']:,.0f}",
     }
+
+
+def _place(item: tuple[str, Mapping[str, Any]]) -> tuple[float, ...]:
+    """Of a cell in the table."""
+    return item[1]["replicas"], item[1]["few"], item[1]["staleness_s"] or 0.0
 
 
 def main() -> int:
     given = arguments("replicas", __doc__.splitlines()[0])
     sizes, staleness, duration_s = ((2, 8), (0.2, 1.0), DURATION_S) if given.quick else (SIZES, STALENESS_S, DURATION_S)
     cells = [Cell(size, stale, duration_s) for size in reversed(sizes) for stale in (None, *staleness)]
+    if not given.quick:
+        few = (None, 0.02, *(stale for stale in staleness if stale <= UP_TO_S))
+        cells = [Cell(sizes[-1], stale, duration_s, few=True) for stale in few] + cells
     watch = Stopwatch()
     outcomes = run_all(run, cells, given.workers)
     results = {cell.name: figures for cell, (figures, _) in zip(cells, outcomes, strict=True)}
     timing = {cell.name: spent for cell, (_, spent) in zip(cells, outcomes, strict=True)}
-    results = dict(sorted(results.items(), key=lambda item: (item[1]["replicas"], item[1]["staleness_s"] or 0)))
+    results = dict(
+        sorted(results.items(), key=lambda item: (item[1]["replicas"], item[1]["few"], item[1]["staleness_s"] or 0))
+    )
     print(f"{duration_s:g} s, seed {SEED}, {DEVICE}, {WARM_UP_S:g} s warm-up: {watch.seconds:.0f} s\n")
     print(table([_row(name, row) for name, row in results.items()]))
     told = {"device": DEVICE, "duration_s": duration_s, "seed": SEED, "cells": results}

@@ -14,7 +14,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.papers.vtc_engine import paper_device, paper_settings, use_free_engine, use_own_engine, use_paper_engine
+from benchmarks.papers.vtc_engine import (
+    as_a_real_one,
+    as_they_arrive,
+    paper_device,
+    paper_settings,
+    use_free_engine,
+    use_own_engine,
+    use_paper_engine,
+)
 from vllm_hybrid.config.presets import READS
 from vllm_hybrid.sim import drift, service
 from vllm_hybrid.sim.answers import answers_of
@@ -133,6 +141,8 @@ def measured_on(requests: list[SimRequest], run: Run) -> tuple[dict[str, Any], d
         else:
             use_paper_engine(preset, requests)
             device, settings = paper_device(device), paper_settings(device.kv_tokens, MAX_SEQS, MAX_MODEL_LEN)
+            if run.pool is None:
+                requests, device = as_they_arrive(requests, SEED), as_a_real_one(device)
     until_s = run.window_s + _LONGEST_STAY_S if run.stops else None
     record = simulate(requests, who, device, settings, until_s=until_s, seed=SEED)
     steps = len(record.steps)

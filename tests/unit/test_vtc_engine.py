@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from vllm_hybrid.policy.gate import Gate
 from vllm_hybrid.policy.published.batch import BatchPlanner
 from vllm_hybrid.policy.published.orders import by_arrival
 from vllm_hybrid.sim.device import load_device
+from vllm_hybrid.sim.records import SimRequest
 
 
 def test_admissions_begin_again_ten_steps_after_the_last_one() -> None:
@@ -70,6 +72,18 @@ def test_a_short_prompt_costs_a_pass_over_the_weights() -> None:
     assert paper.step_seconds([(8, 0)], []) == pytest.approx(plain.decode_s)
     assert paper.step_seconds([(512, 0)], []) == plain.step_seconds([(512, 0)], [])
     assert paper.step_seconds([], [100]) == plain.step_seconds([], [100])
+    real = vtc_engine.as_a_real_one(paper)
+    assert real.step_seconds([], [100]) == pytest.approx(plain.step_seconds([], [100]) + vtc_engine.ENGINE_S)
+
+
+def test_what_is_sent_together_arrives_soon_in_the_order_of_a_seed() -> None:
+    sent = [SimRequest(f"r{i}", float(i // 2), 10, 10, f"c{i % 2}") for i in range(200)]
+    arrived = vtc_engine.as_they_arrive(sent, seed=1)
+    assert arrived == vtc_engine.as_they_arrive(sent, seed=1)
+    assert all(a.arrival_s <= b.arrival_s for a, b in itertools.pairwise(arrived))
+    assert {request.request_id for request in arrived} == {request.request_id for request in sent}
+    first = [request.client for request in arrived[::2]]
+    assert 30 < first.count("c0") < 70  # of 100: either client comes first in about half of the seconds
 
 
 def test_a_part_measured_anew_leaves_the_other_runs_of_the_file(tmp_path: Path) -> None:
