@@ -44,7 +44,8 @@ demo: $(STAMP) ## stock vLLM against the hybrid scheduler, side by side (MODEL=s
 test: $(STAMP) ## run all our tests (PYTEST_ARGS=... for some of them)
 ifeq ($(PYTEST_ARGS),)
 	$(PY) -m pytest -m "not e2e" -n auto
-	$(PY) -m pytest -m e2e -n 2 --dist loadfile --no-loadscope-reorder
+	$(PY) -m pytest -m "e2e and not ray" -n 2 --dist loadfile --no-loadscope-reorder
+	$(PY) -m pytest -m "e2e and ray"
 else
 	$(PY) -m pytest $(PYTEST_ARGS)
 endif
