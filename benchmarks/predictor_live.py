@@ -77,6 +77,7 @@ def main() -> int:
     if len(cores) < 2:
         parser.error("one core for the engine and one to load: this process may use only one")
     count = (TRAINING_STEPS + JUDGED_STEPS) // (10 if given.quick else 1)
+    setting = {"machine": machine.describe(), "model": given.model, "clock": given.clock, "seed": SEED}
     os.sched_setaffinity(0, {cores[0]})
     found, checks = {}, []
     for beside in (BESIDE, ALONE):
@@ -94,7 +95,6 @@ def main() -> int:
         if not given.quick:
             wanted = f"at most {LIMIT:.0%}"
             checks.append(Check(f"{beside}: mean error after 500 steps", f"{error:.1%}", wanted, error <= LIMIT))
-    setting = {"machine": machine.describe(), "model": given.model, "clock": given.clock, "seed": SEED}
     return finish(given, {"setting": setting, "limit": LIMIT, "found": found}, {}, checks)
 
 

@@ -189,7 +189,7 @@ def checks(results: Mapping[str, Mapping[str, Any]]) -> list[Check]:
         local = results[Cell(row["replicas"], None, 0, row["few"]).name]
         gap = row["service_gap"] / row["bound"]
         found.append(Check(f"{name}: service gap / bound", f"{gap:.2f}", "at most 1", gap <= 1))
-        if row["staleness_s"] <= UP_TO_S and not row["few"]:
+        if row["staleness_s"] <= UP_TO_S:
             for key in ("light_goodput", "tokens_per_s"):
                 ratio = row[key] / local[key]
                 wanted = f"at least {LEAST_GOODPUT:g}"

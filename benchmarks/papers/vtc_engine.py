@@ -215,7 +215,7 @@ def as_a_real_one(device: PaperDevice) -> PaperDevice:
 
 
 def as_they_arrive(requests: Sequence[SimRequest], seed: int) -> list[SimRequest]:
-    """A client sends on the second; what is sent together arrives in some order."""
+    """The same requests up to `ARRIVAL_S` later each: what is sent together arrives in some order."""
     draw = random.Random(seed)
     late = (replace(request, arrival_s=request.arrival_s + draw.uniform(0.0, ARRIVAL_S)) for request in requests)
     return sorted(late, key=lambda request: request.arrival_s)

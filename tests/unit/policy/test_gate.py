@@ -97,10 +97,8 @@ def test_a_prompt_that_others_may_overtake_counts_in_full():
 
 
 def test_what_vllm_lacks_now_is_wanting_though_there_is_room_in_the_end():
-    offline, head = (
-        decode(lane=OFFLINE, context_tokens=16, max_output_tokens=17),
-        sized(240, 9),
-    )  # 2 and 16 blocks in the end
+    offline = decode(lane=OFFLINE, context_tokens=16, max_output_tokens=17)  # 2 blocks in the end
+    head = sized(240, 9)  # 16
     seen = []
 
     class Asks:
